@@ -1,0 +1,34 @@
+"""Published knowledge-distillation methods as LightningModules.
+
+The names below are imported when they are first used: ``import lit_kd`` itself is quick.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "lit_kd.methods": ("Classifier", "Distill", "MCMIDistill", "MCMITeacher"),
+    "lit_kd.datamodules": (
+        "CIFAR10DataModule",
+        "CIFAR100DataModule",
+        "DigitsDataModule",
+        "ImageFolderDataModule",
+        "TinyImageNetDataModule",
+    ),
+    "lit_kd.models": ("FeatureTaps", "FrozenTeacher", "load_checkpoint", "load_exported", "save_exported", "vision_model"),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lit_kd' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,67 @@
+"""``lit-kd fit|validate|test|predict -c config.yaml``."""
+
+# ruff: noqa: E402, I001  the first import of Lightning has to be the one below
+import warnings
+from unittest.mock import patch
+
+from lightning_utilities.core.imports import RequirementCache
+
+_check = RequirementCache.__bool__
+
+
+def _is_met(requirement: RequirementCache) -> bool:
+    return not (requirement.requirement or "").startswith("transformers") and _check(requirement)
+
+
+# Lightning imports torchmetrics, which imports transformers for BERTScore and CLIPScore: a second that `--help` and the
+# image methods need not wait. The language methods import transformers themselves.
+with patch.object(RequirementCache, "__bool__", _is_met):
+    import lightning.pytorch  # noqa: F401
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+# Imported for their effect: `class_path: MCMIDistill` finds a class by its short name once it is imported.
+import lit_kd.callbacks
+import lit_kd.datamodules
+import lit_kd.methods
+import lit_kd.models
+import lit_kd.objectives
+from lit_kd import __version__
+from lit_kd.methods import Distill
+
+
+class LitKDCLI(LightningCLI):
+    """LightningCLI for any method of ours with any data module.
+
+    Args:
+        args: words that replace ``sys.argv``.
+        run: False: only build ``model``, ``datamodule`` and ``trainer``, e.g. in a notebook; ``args`` then has no
+            subcommand.
+    """
+
+    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        super().__init__(
+            Distill,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"version": f"lit_kd {__version__}"},
+            save_config_kwargs={"overwrite": True},
+            args=args,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What the data know is not asked twice; a link whose target a model does not have is ignored."""
+        for name in ("num_classes", "image_size"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line; ``args`` as a list of words replaces ``sys.argv``."""
+    warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")  # no validation set
+    warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")  # Lightning 2.6 under torch 2.14
+    LitKDCLI(args)

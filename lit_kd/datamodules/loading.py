@@ -1,0 +1,178 @@
+"""Image sets read by whole batches, the samplers that share them over ranks, and the loader that resumes."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from lit_kd.datamodules.augment import counter_bits
+
+Batch = dict[str, Tensor]
+
+
+class ImageSet(Dataset[Batch], ABC):
+    """Labelled images read by the batch: the key holds `index` int64 (B,), in training also `visit` (B,)."""
+
+    def __init__(self, labels: Tensor, class_names: list[str]) -> None:
+        """Keep the labels int64 (N,) and the names of the classes they count."""
+        self.labels = labels
+        self.class_names = class_names
+
+    @abstractmethod
+    def images(self, index: Tensor, visit: Tensor | None) -> Tensor:
+        """Images (B, C, H, W) at the positions `index`; `visit` is None in evaluation."""
+
+    def __getitem__(self, key: Batch) -> Batch:
+        """Return the batch `image`, `label` plus the key itself."""
+        index = key["index"]
+        return {"image": self.images(index, key.get("visit")), "label": self.labels[index], **key}
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+
+class InMemoryImages(ImageSet):
+    """Images that stand in memory as one tensor."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, class_names: list[str]) -> None:
+        """Keep the images, uint8 (N, C, H, W), and what `ImageSet` takes."""
+        super().__init__(labels, class_names)
+        self.pixels = pixels
+
+    def images(self, index: Tensor, visit: Tensor | None) -> Tensor:
+        """Copy the wanted rows; the augmentation follows on the batch's device."""
+        return self.pixels[index]
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process' rank and the number of processes; (0, 1) without torch.distributed."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class RankSampler(DistributedSampler[Batch], ABC):
+    """Yields the keys of this rank's batches of epoch `epoch`, from batch number `start` on.
+
+    It derives from DistributedSampler only for Lightning to leave it alone and to call `set_epoch`: the
+    parent's __init__ is not called. Rank and world are asked for when iteration starts, not when the sampler
+    is built.
+    """
+
+    def __init__(self, index: Tensor, batch_size: int) -> None:
+        """Take the positions of the samples in their set, int64 (n,), and the batch size of one rank."""
+        self.index = index
+        self.batch_size = batch_size
+        self.epoch = 0
+        self.start = 0
+
+
+class StreamSampler(RankSampler):
+    """Endless training order, cut into epochs of full batches.
+
+    Pass v over the n samples follows a permutation seeded by (seed, v). Position p of the stream belongs to
+    pass v = p // n, the `visit` of that draw. Step t of epoch e covers the G = batch_size * world positions
+    from (e * T + t) * G on, and rank r takes every world-th from the r-th: the global batches depend on G
+    alone.
+    """
+
+    def __init__(self, index: Tensor, batch_size: int, samples: int, seed: int) -> None:
+        """Take also the draws an epoch over all ranks, rounded up to T full batches, and the order's seed."""
+        super().__init__(index, batch_size)
+        self.samples = samples
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Number of batches an epoch, T."""
+        return math.ceil(self.samples / (self.batch_size * rank_and_world()[1]))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield `index` and `visit` of each batch."""
+        rank, world = rank_and_world()
+        steps = len(self)
+        order: dict[int, Tensor] = {}
+        for step in range(self.epoch * steps + self.start, (self.epoch + 1) * steps):
+            position = (step * self.batch_size + torch.arange(self.batch_size)) * world + rank
+            visit, place = position // len(self.index), position % len(self.index)
+            passes = visit.unique().tolist()
+            order = {v: order[v] if v in order else self._permutation(v) for v in passes}
+            index = torch.empty_like(place)
+            for v in passes:
+                index[visit == v] = order[v][place[visit == v]]
+            yield {"index": index, "visit": visit}
+
+    def _permutation(self, visit: int) -> Tensor:
+        # torch's CPU generator keeps 32 bits of its seed: hash the pair instead of packing it.
+        seed = counter_bits(self.seed, torch.tensor([visit]), torch.tensor([-1]), 1).item()
+        generator = torch.Generator().manual_seed(int(seed))
+        return self.index[torch.randperm(len(self.index), generator=generator)]
+
+
+class ShardSampler(RankSampler):
+    """Each sample once over all ranks: rank r reads index[r::world], in as many batches as the others.
+
+    Neither padding nor duplicates: a rank's samples are spread evenly over T = ceil(ceil(n / world) /
+    batch_size) batches of at most `batch_size`, so that collective calls in an evaluation step meet on all
+    ranks.
+    """
+
+    def __len__(self) -> int:
+        """Number of batches, T; a ValueError if some rank would get an empty one."""
+        world = rank_and_world()[1]
+        samples = len(self.index)
+        batches = math.ceil(math.ceil(samples / world) / self.batch_size)
+        if samples // world < max(batches, 1):
+            raise ValueError(
+                f"{samples} samples in batches of eval_batch_size={self.batch_size} leave one of {world} "
+                "devices without a sample: use fewer devices or a larger eval_batch_size."
+            )
+        return batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield `index` of each batch."""
+        rank, world = rank_and_world()
+        batches = self.index[rank::world].tensor_split(len(self))
+        for index in batches[self.start :]:
+            yield {"index": index}
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A DataLoader over a `RankSampler` which goes on in mid-epoch.
+
+    Lightning saves `state_dict` of the training loader and restores it before the first batch. The position
+    counts batches handed out, not those that workers prefetched, and holds for its own epoch only: after a
+    checkpoint at the end of an epoch (even one cut short by limit_train_batches) the next starts at its first
+    batch.
+    """
+
+    sampler: RankSampler
+    _epoch = 0
+    _position = 0
+    _resuming = False
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Yield the batches of the sampler's epoch, from the restored position if there is one."""
+        # A generator on purpose: Lightning calls iter() before set_epoch(), and next() after it.
+        if not (self._resuming and self._epoch == self.sampler.epoch):
+            self._epoch, self._position = self.sampler.epoch, 0
+        self._resuming = False
+        self.sampler.start = self._position
+        for batch in super().__iter__():
+            self._position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of batches handed out in it, 0 when it is complete."""
+        return {"epoch": self._epoch, "position": self._position % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration, if it is of epoch `state["epoch"]`, start at batch `state["position"]`."""
+        self._epoch, self._position, self._resuming = state["epoch"], state["position"], True

@@ -1,0 +1,117 @@
+"""Tiny ImageNet in its official layout, as a folder or as the zip archive, which is read in place."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_kd.datamodules.base import ImageDataModule, Split
+from lit_kd.datamodules.decoding import decode_images, is_image, list_files, read_files
+from lit_kd.datamodules.loading import InMemoryImages
+
+
+class TinyImageNetDataModule(ImageDataModule):
+    """Tiny ImageNet (Stanford CS231n) in memory: 200 classes of 64x64 images.
+
+    The official val split is the test set, as the official test split has no labels. Classes are numbered by
+    sorted WordNet id in every split and named by their first word in `words.txt` (by all words where two
+    share the first).
+    """
+
+    image_size = 64
+    mean = (0.4802, 0.4481, 0.3975)
+    std = (0.2770, 0.2691, 0.2821)
+    crop_padding = 8
+
+    def __init__(
+        self, *, root: str | Path = "data/tiny-imagenet-200", checksum: str | None = None, **settings: Any
+    ) -> None:
+        """Check the arguments; the files are read in `setup`.
+
+        Args:
+            root: The folder `tiny-imagenet-200`, a folder that holds it, or `tiny-imagenet-200.zip`.
+            checksum: md5 or sha256 of the zip archive in hex, verified before anything is read (official md5:
+                90528d7ca1a48142e341f4ef8d21d0de). The CRC of each file in an archive is verified in any case.
+            **settings: Arguments of `ImageDataModule`. Training images are padded by 8, cropped and flipped.
+
+        Raises:
+            FileNotFoundError: In `setup`, if `root` does not exist.
+            ValueError: As `ImageDataModule`; if a file is damaged, missing or names an unknown class.
+        """
+        root = str(root)  # a plain string in the checkpoint: weights_only loading refuses paths
+        super().__init__(**settings)
+        if checksum is not None and len(checksum) not in (32, 64):
+            raise ValueError(f"checksum={checksum} is neither an md5 (32 hex digits) nor a sha256 (64).")
+        self.root = Path(root)
+        self.checksum = checksum
+
+    def prepare_data(self) -> None:
+        """Verify the checksum of the archive, if one was given."""
+        if self.checksum is None:
+            return
+        algorithm = "md5" if len(self.checksum) == 32 else "sha256"
+        digest = hashlib.new(algorithm, self.root.read_bytes()).hexdigest()
+        if digest != self.checksum.lower():
+            raise ValueError(
+                f"{self.root} has checksum {digest}, not {self.checksum}: fetch the archive again."
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of lines in `wnids.txt`: 200, fewer in a subset."""
+        return len(self._wnids)
+
+    @cached_property
+    def _files(self) -> list[str]:
+        if not self.root.exists():
+            raise FileNotFoundError(
+                f"root={self.root} does not exist: give the folder or zip of Tiny ImageNet."
+            )
+        return list_files(self.root)
+
+    @cached_property
+    def _prefix(self) -> str:
+        found = [name for name in self._files if name.rpartition("/")[2] == "wnids.txt"]
+        if not found:
+            raise ValueError(
+                f"root={self.root} has no wnids.txt: give the official folder or zip of Tiny ImageNet."
+            )
+        return found[0].removesuffix("wnids.txt")
+
+    @cached_property
+    def _wnids(self) -> list[str]:
+        return sorted(self._read_lines("wnids.txt"))
+
+    def _read_lines(self, name: str) -> list[str]:
+        (data,) = read_files(self.root, [self._prefix + name])
+        return [line.rstrip("\r") for line in data.decode().split("\n") if line.strip()]
+
+    def load(self, split: Split) -> InMemoryImages:
+        """Read one split into memory."""
+        if split == "train":
+            start = f"{self._prefix}train/"
+            names = [name for name in self._files if name.startswith(start) and is_image(name)]
+            wnids = [name.removeprefix(start).partition("/")[0] for name in names]
+        else:
+            rows = [line.split("\t") for line in self._read_lines("val/val_annotations.txt")]
+            names = [f"{self._prefix}val/images/{row[0]}" for row in rows]
+            wnids = [row[1] for row in rows]
+        if unknown := set(wnids) - set(self._wnids):
+            raise ValueError(
+                f"{self.root}: the {split} split has classes that wnids.txt lacks: {sorted(unknown)}."
+            )
+        position = {wnid: label for label, wnid in enumerate(self._wnids)}
+        labels = torch.tensor([position[wnid] for wnid in wnids], dtype=torch.int64)
+        return InMemoryImages(decode_images(self.root, names, self.image_size), labels, self._names())
+
+    def _names(self) -> list[str]:
+        words = {
+            wnid: text for wnid, _, text in (line.partition("\t") for line in self._read_lines("words.txt"))
+        }
+        full = [words.get(wnid, wnid) for wnid in self._wnids]
+        first = [name.partition(",")[0] for name in full]
+        return [short if first.count(short) == 1 else name for short, name in zip(first, full, strict=True)]

@@ -1,0 +1,41 @@
+"""Distillation losses: functions of tensors, and small modules where a loss has trainable parts."""
+
+from lit_kd.losses.crd import ContrastMemory, CRDLoss, bank_bytes
+from lit_kd.losses.features import (
+    attention_transfer_loss,
+    hierarchical_context_loss,
+    hint_loss,
+    nst_loss,
+    similarity_preserving_loss,
+)
+from lit_kd.losses.logits import dist_loss, dkd_loss, kd_loss, logit_standardization_kd_loss
+from lit_kd.losses.mcmi import class_centroids, conditional_mutual_information, mcmi_loss, surrogate_kl
+from lit_kd.losses.relations import correlation_congruence_loss, pkt_loss, rkd_loss
+from lit_kd.losses.reviewkd import AttentionFusion, ReviewFusion
+from lit_kd.losses.vid import VIDRegressor, vid_loss
+
+__all__ = [
+    "AttentionFusion",
+    "CRDLoss",
+    "ContrastMemory",
+    "ReviewFusion",
+    "VIDRegressor",
+    "attention_transfer_loss",
+    "bank_bytes",
+    "class_centroids",
+    "conditional_mutual_information",
+    "correlation_congruence_loss",
+    "dist_loss",
+    "dkd_loss",
+    "hierarchical_context_loss",
+    "hint_loss",
+    "kd_loss",
+    "logit_standardization_kd_loss",
+    "mcmi_loss",
+    "nst_loss",
+    "pkt_loss",
+    "rkd_loss",
+    "similarity_preserving_loss",
+    "surrogate_kl",
+    "vid_loss",
+]

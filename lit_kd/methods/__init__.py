@@ -1,0 +1,7 @@
+"""The methods, one LightningModule a file."""
+
+from lit_kd.methods.base import Distill
+from lit_kd.methods.classifier import Classifier
+from lit_kd.methods.mcmi import MCMIDistill, MCMITeacher
+
+__all__ = ["Classifier", "Distill", "MCMIDistill", "MCMITeacher"]

@@ -1,0 +1,141 @@
+"""What all methods share: optimizers, loss bookkeeping, checkpoint rules, sharding."""
+
+import inspect
+from abc import ABC
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_kd.callbacks.random_state import RandomState
+
+Batch = dict[str, Tensor] | tuple[Tensor, ...] | list[Tensor]
+
+
+class Distill(LightningModule, ABC):
+    """Base of every method; abstract: load a checkpoint through its own class or ``LightningModule``.
+
+    Args:
+        optimizer: called with the parameters that require gradients; None: the method's published recipe.
+        lr_scheduler: called with the optimizer and stepped once an epoch; None: the method's published schedule. A
+            constant rate is ``torch.optim.lr_scheduler.ConstantLR`` with ``factor: 1``.
+    """
+
+    def __init__(
+        self, optimizer: OptimizerCallable | None = None, lr_scheduler: LRSchedulerCallable | None = None
+    ) -> None:
+        super().__init__()
+        self._save_plain_hyperparameters()
+        self.make_optimizer = optimizer or self.default_optimizer
+        self.make_scheduler = lr_scheduler or self.default_scheduler
+
+    def _save_plain_hyperparameters(self) -> None:
+        """``save_hyperparameters`` of the concrete class without modules and callables that were built in Python.
+
+        Those could not be read back with ``weights_only=True``. From the command line the hyper-parameters are class
+        paths and plain values, which rebuild everything, and all are kept.
+        """
+        frame = inspect.currentframe()
+        assert frame is not None
+        objects: set[str] = set()
+        level = frame.f_back
+        while level is not None and level.f_locals.get("self") is self:  # the __init__ of each class, upwards
+            objects |= {name for name, value in level.f_locals.items() if isinstance(value, nn.Module) or callable(value)}
+            level = level.f_back
+        self.save_hyperparameters(ignore=sorted(objects), frame=frame.f_back)
+        if "_instantiator" in self.hparams:  # Lightning's mark for values that came from the command line
+            self.save_hyperparameters(frame=frame.f_back)
+
+    # Optimizers
+
+    def default_optimizer(self, parameters: Any) -> Optimizer:
+        """The published optimizer."""
+        raise NotImplementedError
+
+    def default_scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        """The published schedule over ``trainer.max_epochs``, stepped once an epoch."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer of the parameters that require gradients, and scheduler."""
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        scheduler = self.make_scheduler(optimizer)
+        config: Any = {"scheduler": scheduler, "interval": "epoch"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    @property
+    def planned_epochs(self) -> int:
+        """Epochs that a published schedule is stretched over.
+
+        Raises:
+            ValueError: the trainer has no ``max_epochs``.
+        """
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise ValueError(
+                f"max_epochs={epochs} of the Trainer gives the published schedule no length: set max_epochs, "
+                "or give an lr_scheduler of your own."
+            )
+        return epochs
+
+    # Loss
+
+    def log_terms(self, terms: dict[str, Tensor], batch_size: int, index: Tensor | None = None) -> Tensor:
+        """Sum the terms of the loss, log each as ``train/<name>`` and the sum as ``train/loss``.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the sentence gives each term and the batch's indices. It comes
+                before the optimizer has touched the weights.
+        """
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
+            where = "unknown (the batch has no 'index')" if index is None else index.tolist()
+            raise FloatingPointError(
+                f"The loss is not finite at step {self.global_step} ({values}); indices of the batch: {where}."
+            )
+        self.log("train/loss", loss.detach(), batch_size=batch_size, prog_bar=True, on_epoch=True)
+        if len(terms) > 1:
+            named = {f"train/{name}": value.detach() for name, value in terms.items()}
+            self.log_dict(named, batch_size=batch_size, on_step=False, on_epoch=True)
+        return loss
+
+    # Devices
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The random state of all ranks belongs to an exact resume."""
+        return [RandomState()]
+
+    def configure_model(self) -> None:
+        """Shard every child with parameters under FSDP2 (``ModelParallelStrategy``), and nothing else."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, ModelParallelStrategy):
+            return
+        # Lightning's loader of one-file checkpoints walks the parameters and never asks the frozen teacher's hook.
+        self.strict_loading = False
+        assert self.device_mesh is not None
+        for child in self.children():
+            if any(True for _ in child.parameters()) and not isinstance(child, FSDPModule):
+                # A root stays gathered after a forward that no backward follows, unless told otherwise.
+                fully_shard(child, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
+
+    def on_fit_start(self) -> None:
+        """What learns is in train mode: a network handed over in eval mode would train without its dropout."""
+        self.train()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Where loading can't be strict, see to it that every key of what was trained is there."""
+        if self.strict_loading or not checkpoint.get("state_dict"):
+            return
+        missing = sorted(self.state_dict().keys() - checkpoint["state_dict"].keys())
+        if missing:
+            raise ValueError(f"The checkpoint lacks {len(missing)} keys of {type(self).__name__}: {missing[:5]}.")

@@ -1,0 +1,17 @@
+"""Networks, teachers, feature taps, checkpoints and export."""
+
+from lit_kd.models.checkpoint import load_checkpoint
+from lit_kd.models.export import load_exported, save_exported
+from lit_kd.models.factory import VisionModel, vision_model
+from lit_kd.models.taps import FeatureTaps
+from lit_kd.models.teacher import FrozenTeacher
+
+__all__ = [
+    "FeatureTaps",
+    "FrozenTeacher",
+    "VisionModel",
+    "load_checkpoint",
+    "load_exported",
+    "save_exported",
+    "vision_model",
+]

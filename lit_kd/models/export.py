@@ -1,0 +1,72 @@
+"""A trained network as two files that anyone can read: safetensors and JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from lit_kd.files import replacing
+from lit_kd.models.checkpoint import load_checkpoint
+from lit_kd.models.factory import VisionModel, vision_model
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def save_exported(network: nn.Module, folder: str | Path, details: dict[str, Any] | None = None) -> Path:
+    """Write ``model.safetensors`` and ``model.json`` (architecture, input statistics, ``details``) into ``folder``.
+
+    Under a sharding strategy every rank has to call it; rank 0 writes.
+    """
+    folder = Path(folder)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(network, options=options)  # gathers shards, drops the names of wrappers
+    if rank_zero_only.rank != 0:
+        return folder
+    description: dict[str, Any] = {
+        "class": f"{type(network).__module__}.{type(network).__qualname__}",
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+    if isinstance(network, VisionModel):
+        description["architecture"] = network.architecture
+        description["input"] = {
+            "range": [0, 1],
+            "layout": "NCHW",
+            "mean": network.normalize.mean.flatten().tolist(),
+            "std": network.normalize.std.flatten().tolist(),
+            "normalised_by": "the network's first layer",
+        }
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+    with replacing(folder / DESCRIPTION) as temporary:
+        temporary.write_text(json.dumps({**description, **(details or {})}, indent=2) + "\n")
+    return folder
+
+
+def load_exported(folder: str | Path) -> VisionModel:
+    """The network that :func:`save_exported` wrote, in eval mode.
+
+    Raises:
+        FileNotFoundError: the folder lacks one of the two files.
+        ValueError: the network was not built by ``vision_model``: build it and use ``load_checkpoint`` on the weights.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, DESCRIPTION):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}: it is not an exported network.")
+    description = json.loads((folder / DESCRIPTION).read_text())
+    if "architecture" not in description:
+        raise ValueError(
+            f"{folder} holds a {description['class']}, which no factory of ours builds: "
+            f"build it and call load_checkpoint(network, {str(folder / WEIGHTS)!r})."
+        )
+    architecture = description["architecture"]
+    model_kwargs = {k: v for k, v in architecture.items() if k not in ("name", "num_classes", "in_chans")}
+    model = vision_model(
+        architecture["name"], architecture["num_classes"], in_chans=architecture["in_chans"], model_kwargs=model_kwargs
+    )
+    load_checkpoint(model, folder / WEIGHTS)
+    return model.eval()

@@ -1,0 +1,37 @@
+"""Fixtures of the data module tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_kd.datamodules import loading
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Keep the machine's other cores free."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data, or skip."""
+    root = Path(os.environ.get("LITKD_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no real data at {root} (environment variable LITKD_DATA)")
+    return root
+
+
+@pytest.fixture
+def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Play rank `rank` of `world` without processes."""
+
+    def play(rank: int, world: int) -> None:
+        monkeypatch.setattr(loading, "rank_and_world", lambda: (rank, world))
+
+    return play

@@ -1,0 +1,26 @@
+"""The examples in the docstrings run."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+from lit_kd import losses
+
+MODULES = [module.name for module in pkgutil.iter_modules(losses.__path__)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(f"lit_kd.losses.{name}")).failed == 0
+
+
+def test_every_public_function_has_an_example() -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    without = {
+        name
+        for name in losses.__all__
+        if not any(test.examples for test in finder.find(getattr(losses, name)))
+    }
+    assert without == {"AttentionFusion", "ContrastMemory"}  # parts of ReviewFusion and CRDLoss
