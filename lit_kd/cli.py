@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402, I001  the first import of Lightning has to be the one below
 import warnings
+from typing import Any
 from unittest.mock import patch
 
 from lightning_utilities.core.imports import RequirementCache
@@ -31,6 +32,13 @@ from lit_kd import __version__
 from lit_kd.methods import Distill
 
 
+class _Parser(LightningArgumentParser):
+    def add_function_arguments(self, *args: Any, linked_targets: Any = None, **kwargs: Any) -> Any:
+        # jsonargparse 4.53 hands the model's links down to a factory function in its arguments when the command line
+        # overrides another argument of the model, and then fails: "unexpected keyword argument 'linked_targets'".
+        return super().add_function_arguments(*args, **kwargs)
+
+
 class LitKDCLI(LightningCLI):
     """LightningCLI for any method of ours with any data module.
 
@@ -47,6 +55,7 @@ class LitKDCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            parser_class=_Parser,
             seed_everything_default=0,
             parser_kwargs={"version": f"lit_kd {__version__}"},
             save_config_kwargs={"overwrite": True},

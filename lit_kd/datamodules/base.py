@@ -73,13 +73,14 @@ class ImageDataModule(LightningDataModule, ABC):
                 class has no training sample.
         """
         super().__init__()
-        for name, number in {
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "samples_per_epoch": samples_per_epoch,
-        }.items():
-            if number is not None and number < 1:
-                raise ValueError(f"{name}={number} must be at least 1.")
+        for name, number, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("samples_per_epoch", samples_per_epoch, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if number is not None and number < least:
+                raise ValueError(f"{name}={number} must be at least {least}.")
         if not 0 < train_fraction <= 1:
             raise ValueError(f"train_fraction={train_fraction} must lie in (0, 1]: 1 trains on every sample.")
         if not 0 <= val_fraction < 1:
@@ -139,7 +140,10 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError("Trainer(overfit_batches=...) would replace the sampler: use train_fraction instead.")
         images = self._set("train")
         samples = self.samples_per_epoch or len(self.train_index)
-        return self._loader(images, StreamSampler(self.train_index, self.batch_size, samples, self.seed))
+        loader = self._loader(images, StreamSampler(self.train_index, self.batch_size, samples, self.seed))
+        limit = getattr(self.trainer, "limit_train_batches", 1.0)
+        loader.limit = int(limit * len(loader)) if isinstance(limit, float) else min(limit, len(loader))
+        return loader
 
     def train_eval_dataloader(self) -> ResumableLoader:
         """The training samples, once each and without augmentation, for statistics over the whole set."""
@@ -190,12 +194,11 @@ class ImageDataModule(LightningDataModule, ABC):
             low, high = image.aminmax()
             if low < 0 or high > 1:
                 raise ValueError(
-                    f"Images span [{low:.3g}, {high:.3g}] and must lie in [0, 1]: "
-                    "leave normalisation to the network."
+                    f"Images span [{low:.3g}, {high:.3g}] and must lie in [0, 1]: leave normalisation to the network."
                 )
         if self.augment and "visit" in batch and (self.crop_padding or self.flip):
             uniforms = counter_uniform(self.seed, batch["visit"], batch["index"], slots=3)
             image = random_crop_flip(image, uniforms, self.crop_padding, self.flip)
         if image.dtype == torch.uint8:
-            image = image.float() / 255
+            image = image / 255  # float32, in one pass
         return {**batch, "image": image}

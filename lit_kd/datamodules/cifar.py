@@ -72,9 +72,7 @@ class CIFAR10DataModule(ImageDataModule):
         try:
             dataset = self.dataset_class(str(self.root), train=split == "train")
         except RuntimeError as error:
-            raise ValueError(
-                f"{folder} fails torchvision's checksums: remove it and set download=True."
-            ) from error
+            raise ValueError(f"{folder} fails torchvision's checksums: remove it and set download=True.") from error
         pixels = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
         return InMemoryImages(pixels, torch.tensor(dataset.targets), dataset.classes)
 

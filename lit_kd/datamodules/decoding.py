@@ -52,9 +52,7 @@ def read_files(root: Path, names: Iterable[str]) -> Iterator[bytes]:
             except KeyError:
                 raise ValueError(f"{root} lacks the file {name}: fetch the archive again.") from None
             except (zipfile.BadZipFile, zlib.error) as error:
-                raise ValueError(
-                    f"{root} is damaged at {name} ({error}): fetch the archive again."
-                ) from error
+                raise ValueError(f"{root} is damaged at {name} ({error}): fetch the archive again.") from error
 
 
 def decode_image(data: bytes, source: str) -> np.ndarray:
@@ -66,9 +64,7 @@ def decode_image(data: bytes, source: str) -> np.ndarray:
     try:
         return np.array(Image.open(BytesIO(data)).convert("RGB"))
     except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for broken PNG chunks
-        raise ValueError(
-            f"{source} is not a readable image ({error}): replace or remove the file."
-        ) from error
+        raise ValueError(f"{source} is not a readable image ({error}): replace or remove the file.") from error
 
 
 def decode_images(root: Path, names: Sequence[str], size: int) -> Tensor:
@@ -83,9 +79,7 @@ def decode_images(root: Path, names: Sequence[str], size: int) -> Tensor:
     for row, name, data in zip(pixels, names, read_files(root, names), strict=True):
         image = decode_image(data, f"{root}: {name}")
         if image.shape != (size, size, 3):
-            raise ValueError(
-                f"{root}: {name} is {image.shape[1]}x{image.shape[0]} pixels, not {size}x{size}."
-            )
+            raise ValueError(f"{root}: {name} is {image.shape[1]}x{image.shape[0]} pixels, not {size}x{size}.")
         row.copy_(torch.from_numpy(image).permute(2, 0, 1))
     return pixels
 

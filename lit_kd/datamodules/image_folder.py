@@ -32,9 +32,7 @@ class FolderImages(ImageSet):
         super().__init__(torch.tensor(listing.targets, dtype=torch.int64), listing.classes)
         self.paths = [path for path, _ in listing.samples]
         self.seed = seed
-        self.eval_transform = v2.Compose(
-            [v2.Resize(round(image_size * 256 / 224)), v2.CenterCrop(image_size)]
-        )
+        self.eval_transform = v2.Compose([v2.Resize(round(image_size * 256 / 224)), v2.CenterCrop(image_size)])
         self.train_transform = self.eval_transform
         if augment:
             self.train_transform = v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()])

@@ -49,7 +49,7 @@ class InMemoryImages(ImageSet):
 
     def images(self, index: Tensor, visit: Tensor | None) -> Tensor:
         """Copy the wanted rows; the augmentation follows on the batch's device."""
-        return self.pixels[index]
+        return self.pixels.index_select(0, index)  # 0.004 ms for 64 CIFAR images, indexing by [] 0.1 ms
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -60,7 +60,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 class RankSampler(DistributedSampler[Batch], ABC):
-    """Yields the keys of this rank's batches of epoch `epoch`, from batch number `start` on.
+    """Yields the keys of this rank's batches of epoch `epoch + shift`, from batch number `start` on.
 
     It derives from DistributedSampler only for Lightning to leave it alone and to call `set_epoch`: the
     parent's __init__ is not called. Rank and world are asked for when iteration starts, not when the sampler
@@ -72,6 +72,7 @@ class RankSampler(DistributedSampler[Batch], ABC):
         self.index = index
         self.batch_size = batch_size
         self.epoch = 0
+        self.shift = 0
         self.start = 0
 
 
@@ -97,9 +98,9 @@ class StreamSampler(RankSampler):
     def __iter__(self) -> Iterator[Batch]:
         """Yield `index` and `visit` of each batch."""
         rank, world = rank_and_world()
-        steps = len(self)
+        first = (self.epoch + self.shift) * len(self)
         order: dict[int, Tensor] = {}
-        for step in range(self.epoch * steps + self.start, (self.epoch + 1) * steps):
+        for step in range(first + self.start, first + len(self)):
             position = (step * self.batch_size + torch.arange(self.batch_size)) * world + rank
             visit, place = position // len(self.index), position % len(self.index)
             passes = visit.unique().tolist()
@@ -148,21 +149,27 @@ class ResumableLoader(DataLoader[Batch]):
     """A DataLoader over a `RankSampler` which goes on in mid-epoch.
 
     Lightning saves `state_dict` of the training loader and restores it before the first batch. The position
-    counts batches handed out, not those that workers prefetched, and holds for its own epoch only: after a
-    checkpoint at the end of an epoch (even one cut short by limit_train_batches) the next starts at its first
-    batch.
+    counts batches handed out, not those that workers prefetched. After a restore the epochs count on from the
+    saved one, whatever the trainer calls them: Lightning 2.6.6 skips a number where a run with max_steps goes on
+    from a checkpoint written at the end of an epoch.
+
+    Attributes:
+        limit: Batches that the trainer takes of an epoch (limit_train_batches); None means all.
     """
 
     sampler: RankSampler
+    limit: int | None = None
     _epoch = 0
     _position = 0
     _resuming = False
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Yield the batches of the sampler's epoch, from the restored position if there is one."""
+        """Yield the batches of the sampler's epoch, at first from the restored position."""
         # A generator on purpose: Lightning calls iter() before set_epoch(), and next() after it.
-        if not (self._resuming and self._epoch == self.sampler.epoch):
-            self._epoch, self._position = self.sampler.epoch, 0
+        if self._resuming:
+            self.sampler.shift = self._epoch - self.sampler.epoch
+        else:
+            self._epoch, self._position = self.sampler.epoch + self.sampler.shift, 0
         self._resuming = False
         self.sampler.start = self._position
         for batch in super().__iter__():
@@ -170,9 +177,11 @@ class ResumableLoader(DataLoader[Batch]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and number of batches handed out in it, 0 when it is complete."""
-        return {"epoch": self._epoch, "position": self._position % len(self)}
+        """The epoch and the number of batches handed out in it; after its last batch, the next epoch and 0."""
+        if self._position >= (self.limit or len(self)):
+            return {"epoch": self._epoch + 1, "position": 0}
+        return {"epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration, if it is of epoch `state["epoch"]`, start at batch `state["position"]`."""
+        """Let the next iteration start at batch `state["position"]` of epoch `state["epoch"]`."""
         self._epoch, self._position, self._resuming = state["epoch"], state["position"], True

@@ -53,12 +53,12 @@ class TinyImageNetDataModule(ImageDataModule):
         """Verify the checksum of the archive, if one was given."""
         if self.checksum is None:
             return
+        if not self.root.is_file():
+            raise ValueError(f"checksum is that of a zip archive, and root={self.root} is none: leave it out.")
         algorithm = "md5" if len(self.checksum) == 32 else "sha256"
         digest = hashlib.new(algorithm, self.root.read_bytes()).hexdigest()
         if digest != self.checksum.lower():
-            raise ValueError(
-                f"{self.root} has checksum {digest}, not {self.checksum}: fetch the archive again."
-            )
+            raise ValueError(f"{self.root} has checksum {digest}, not {self.checksum}: fetch the archive again.")
 
     @property
     def num_classes(self) -> int:
@@ -68,18 +68,14 @@ class TinyImageNetDataModule(ImageDataModule):
     @cached_property
     def _files(self) -> list[str]:
         if not self.root.exists():
-            raise FileNotFoundError(
-                f"root={self.root} does not exist: give the folder or zip of Tiny ImageNet."
-            )
+            raise FileNotFoundError(f"root={self.root} does not exist: give the folder or zip of Tiny ImageNet.")
         return list_files(self.root)
 
     @cached_property
     def _prefix(self) -> str:
         found = [name for name in self._files if name.rpartition("/")[2] == "wnids.txt"]
         if not found:
-            raise ValueError(
-                f"root={self.root} has no wnids.txt: give the official folder or zip of Tiny ImageNet."
-            )
+            raise ValueError(f"root={self.root} has no wnids.txt: give the official folder or zip of Tiny ImageNet.")
         return found[0].removesuffix("wnids.txt")
 
     @cached_property
@@ -97,21 +93,17 @@ class TinyImageNetDataModule(ImageDataModule):
             names = [name for name in self._files if name.startswith(start) and is_image(name)]
             wnids = [name.removeprefix(start).partition("/")[0] for name in names]
         else:
-            rows = [line.split("\t") for line in self._read_lines("val/val_annotations.txt")]
+            rows = [f"{line}\t".split("\t") for line in self._read_lines("val/val_annotations.txt")]
             names = [f"{self._prefix}val/images/{row[0]}" for row in rows]
             wnids = [row[1] for row in rows]
         if unknown := set(wnids) - set(self._wnids):
-            raise ValueError(
-                f"{self.root}: the {split} split has classes that wnids.txt lacks: {sorted(unknown)}."
-            )
+            raise ValueError(f"{self.root}: the {split} split has classes that wnids.txt lacks: {sorted(unknown)}.")
         position = {wnid: label for label, wnid in enumerate(self._wnids)}
         labels = torch.tensor([position[wnid] for wnid in wnids], dtype=torch.int64)
         return InMemoryImages(decode_images(self.root, names, self.image_size), labels, self._names())
 
     def _names(self) -> list[str]:
-        words = {
-            wnid: text for wnid, _, text in (line.partition("\t") for line in self._read_lines("words.txt"))
-        }
+        words = {wnid: text for wnid, _, text in (line.partition("\t") for line in self._read_lines("words.txt"))}
         full = [words.get(wnid, wnid) for wnid in self._wnids]
         first = [name.partition(",")[0] for name in full]
         return [short if first.count(short) == 1 else name for short, name in zip(first, full, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 
@@ -77,7 +78,7 @@ def test_shards_hold_each_sample_once(n: int, batch_size: int, world: int) -> No
         for rank in range(world):
             loading.rank_and_world = lambda rank=rank: (rank, world)  # type: ignore[misc]
             sampler = ShardSampler(torch.arange(n), batch_size)
-            if n // world < -(-(-(-n // world)) // batch_size):
+            if n // world < math.ceil(math.ceil(n / world) / batch_size):
                 with pytest.raises(ValueError, match="without a sample: use fewer devices"):
                     len(sampler)
                 return
@@ -117,15 +118,29 @@ def test_position_counts_batches_handed_out(num_workers: int) -> None:
     rest = list(resumed)
     assert [b["index"].tolist() for b in rest] == [b["index"].tolist() for b in straight[3:]]
     assert len(resumed) == 7
-    assert resumed.state_dict() == {"epoch": 0, "position": 0}
+    assert resumed.state_dict() == {"epoch": 1, "position": 0}
     assert len(list(resumed)) == 7  # the position holds for one iteration
 
 
-def test_position_of_another_epoch_is_dropped() -> None:
+def test_epochs_count_on_from_the_saved_one() -> None:
+    """A trainer that calls the restored epoch 7 and the next 8 still gets epochs 2 and 3 of the stream."""
+    straight = [batch["index"].tolist() for batch in stream(torch.arange(50), 8, 50, epochs=4)]
     resumed = loader()
-    resumed.load_state_dict({"epoch": 0, "position": 3})
-    resumed.sampler.set_epoch(1)
-    assert len(list(resumed)) == 7
+    resumed.load_state_dict({"epoch": 2, "position": 5})
+    drawn = []
+    for label in (7, 8):
+        resumed.sampler.set_epoch(label)
+        drawn += [batch["index"].tolist() for batch in resumed]
+    assert drawn == straight[2 * 7 + 5 :]
+    assert resumed.state_dict() == {"epoch": 4, "position": 0}
+
+
+def test_set_epoch_starts_that_epoch() -> None:
+    straight = [batch["index"].tolist() for batch in stream(torch.arange(50), 8, 50, epochs=4)]
+    source = loader()
+    for epoch in (3, 1, 2):
+        source.sampler.set_epoch(epoch)
+        assert next(iter(source))["index"].tolist() == straight[7 * epoch]
 
 
 def test_workers_give_the_batches_of_the_main_process() -> None:

@@ -43,9 +43,7 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
 def class_folders(classes: list[str], per_class: int = 2, size: int = 32) -> dict[str, bytes]:
     """One folder of images a class."""
     return {
-        f"{name}/{i}.png": encode(100 * label + i, size)
-        for label, name in enumerate(classes)
-        for i in range(per_class)
+        f"{name}/{i}.png": encode(100 * label + i, size) for label, name in enumerate(classes) for i in range(per_class)
     }
 
 
@@ -54,8 +52,9 @@ def tiny_imagenet(prefix: str = "tiny-imagenet-200/") -> dict[str, bytes]:
     files = {
         "wnids.txt": "\n".join(WNIDS).encode(),
         "words.txt": b"n01\tcrane, bird\nn02\tcrane, machine\nn03\tgoldfish, carp\nn99\tunused\n",
-        "val/val_annotations.txt": b"".join(b"val_%d.JPEG\t%s\t0\t0\t9\t9\n" % (i, w.encode()) for i, w in
-                                            enumerate(WNIDS)),
+        "val/val_annotations.txt": b"".join(
+            b"val_%d.JPEG\t%s\t0\t0\t9\t9\n" % (i, w.encode()) for i, w in enumerate(WNIDS)
+        ),
     }
     for label, wnid in enumerate(WNIDS):
         files[f"train/{wnid}/{wnid}_boxes.txt"] = b""

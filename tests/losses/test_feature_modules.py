@@ -1,4 +1,4 @@
-"""Composition of ReviewKD's fusion; its numbers are in test_golden."""
+"""Composition of ReviewKD and VID; their numbers are in test_golden_losses."""
 
 import pytest
 import torch

@@ -32,20 +32,20 @@ def staged_cases(file: str, loss: Callable[..., Tensor], count: int, total: str)
     return [Case(file, total, of(range(count)), gradients), *single]
 
 
-def kd(d: Arrays) -> Tensor:
-    return losses.kd_loss(d["student_logits"], d["teacher_logits"], temperature=4.0)
+def of_logits(loss: Callable[..., Tensor], *settings: float) -> Callable[[Arrays], Tensor]:
+    return lambda d: loss(d["student_logits"], d["teacher_logits"], *settings)
+
+
+def of_features(loss: Callable[..., Tensor], *settings: float) -> Callable[[Arrays], Tensor]:
+    return lambda d: loss(d["student"], d["teacher"], *settings)
 
 
 def dkd(alpha: float, beta: float) -> Callable[[Arrays], Tensor]:
     return lambda d: losses.dkd_loss(d["student_logits"], d["teacher_logits"], d["labels"], alpha, beta)
 
 
-def standardised(d: Arrays) -> Tensor:
-    return losses.logit_standardization_kd_loss(d["student_logits"], d["teacher_logits"], temperature=2.0)
-
-
-def rkd(distance_weight: float, angle_weight: float) -> Callable[[Arrays], Tensor]:
-    return lambda d: losses.rkd_loss(d["student"], d["teacher"], distance_weight, angle_weight)
+def with_cross_entropy(weight: float, loss: Callable[[Arrays], Tensor]) -> Callable[[Arrays], Tensor]:
+    return lambda d: 0.1 * F.cross_entropy(d["student_logits"], d["labels"]) + weight * loss(d)
 
 
 def fitnet(d: Arrays) -> Tensor:
@@ -78,63 +78,37 @@ def mcmi(d: Arrays) -> Tensor:
     return losses.mcmi_loss(d["logits"], d["labels"], d["centroids"], weight=0.25)
 
 
-def with_labels(
-    weight: float, loss: Callable[[Arrays], Tensor], loss_weight: float
-) -> Callable[[Arrays], Tensor]:
-    return lambda d: weight * F.cross_entropy(d["student_logits"], d["labels"]) + loss_weight * loss(d)
-
-
+kd = of_logits(losses.kd_loss)
+standardised = of_logits(losses.logit_standardization_kd_loss)
 LOGITS = {"student_logits": "grad_student"}
-EMBEDDING = {"student": "grad_student"}
+TOTAL = {"student_logits": "grad_student_total"}
+FEATURE = {"student": "grad_student"}
+KD_FILES = ("kd_T4_C10", "kd_T4_C100")
+DKD_FILES = ("dkd_T4_a1_b8_C10", "dkd_T4_a1_b8_C100")
+STANDARDISED = "logit_standardisation_kd"
 CASES = [
-    *(
-        Case(file, "loss_T2", kd, {"student_logits": "grad_student_T2"})
-        for file in ("kd_T4_C10", "kd_T4_C100")
-    ),
-    *(
-        Case(
-            file, "loss_total_ce01_kd09", with_labels(0.1, kd, 0.9), {"student_logits": "grad_student_total"}
-        )
-        for file in ("kd_T4_C10", "kd_T4_C100")
-    ),
-    *(Case(file, "loss", dkd(1, 8), LOGITS) for file in ("dkd_T4_a1_b8_C10", "dkd_T4_a1_b8_C100")),
-    *(Case(file, "tckd", dkd(1, 0)) for file in ("dkd_T4_a1_b8_C10", "dkd_T4_a1_b8_C100")),
-    *(Case(file, "nckd", dkd(0, 1)) for file in ("dkd_T4_a1_b8_C10", "dkd_T4_a1_b8_C100")),
-    Case("dist_tau1", "loss", lambda d: losses.dist_loss(d["student_logits"], d["teacher_logits"]), LOGITS),
+    *(Case(file, "loss_T2", kd, {"student_logits": "grad_student_T2"}) for file in KD_FILES),
+    *(Case(file, "loss_total_ce01_kd09", with_cross_entropy(0.9, kd), TOTAL) for file in KD_FILES),
+    *(Case(file, "loss", dkd(1, 8), LOGITS) for file in DKD_FILES),
+    *(Case(file, "tckd", dkd(1, 0)) for file in DKD_FILES),
+    *(Case(file, "nckd", dkd(0, 1)) for file in DKD_FILES),
+    Case("dist_tau1", "loss", of_logits(losses.dist_loss), LOGITS),
+    Case("dist_tau4", "loss", of_logits(losses.dist_loss, 2, 2, 4), LOGITS),
     Case(
-        "dist_tau4",
-        "loss",
-        lambda d: losses.dist_loss(d["student_logits"], d["teacher_logits"], 2, 2, 4),
-        LOGITS,
+        STANDARDISED, "loss_noT2", lambda d: standardised(d) / 2**2, {"student_logits": "grad_student_noT2"}
     ),
-    Case(
-        "logit_standardisation_kd",
-        "loss_noT2",
-        lambda d: standardised(d) / 2**2,
-        {"student_logits": "grad_student_noT2"},
-    ),
-    Case(
-        "logit_standardisation_kd",
-        "loss_total",
-        with_labels(0.1, standardised, 9),
-        {"student_logits": "grad_student_total"},
-    ),
-    Case("hint_mse", "loss", lambda d: losses.hint_loss(d["student"], d["teacher"]), EMBEDDING),
-    Case("fitnet_conv_regressor", "loss", fitnet, EMBEDDING),
+    Case(STANDARDISED, "loss_total", with_cross_entropy(9, standardised), TOTAL),
+    Case("hint_mse", "loss", of_features(losses.hint_loss), FEATURE),
+    Case("fitnet_conv_regressor", "loss", fitnet, FEATURE),
     *staged_cases("at", losses.attention_transfer_loss, 3, "loss_total"),
     *staged_cases("sp", losses.similarity_preserving_loss, 3, "loss_total"),
     *staged_cases("nst", losses.nst_loss, 3, "loss_total"),
     *staged_cases("reviewkd_hcl", losses.hierarchical_context_loss, 4, "loss"),
-    Case("pkt", "loss", lambda d: losses.pkt_loss(d["student"], d["teacher"]), EMBEDDING),
-    Case("rkd_d25_a50", "loss", lambda d: losses.rkd_loss(d["student"], d["teacher"]), EMBEDDING),
-    Case("rkd_d25_a50", "loss_distance", rkd(1, 0)),
-    Case("rkd_d25_a50", "loss_angle", rkd(0, 1)),
-    Case(
-        "cc_correlation",
-        "loss",
-        lambda d: losses.correlation_congruence_loss(d["student"], d["teacher"]),
-        EMBEDDING,
-    ),
+    Case("pkt", "loss", of_features(losses.pkt_loss), FEATURE),
+    Case("rkd_d25_a50", "loss", of_features(losses.rkd_loss), FEATURE),
+    Case("rkd_d25_a50", "loss_distance", of_features(losses.rkd_loss, 1, 0)),
+    Case("rkd_d25_a50", "loss_angle", of_features(losses.rkd_loss, 0, 1)),
+    Case("cc_correlation", "loss", of_features(losses.correlation_congruence_loss), FEATURE),
     Case("vid", "loss", vid, {"student": "grad_student", "rho": "grad_rho", "w1": "grad_w1"}),
     Case("mcmi_centroids_cmi", "cmi", cmi),
     Case("mcmi_cmi_balanced", "cmi", cmi_balanced),

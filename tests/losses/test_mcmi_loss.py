@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,6 +69,7 @@ def test_centroids_of_logits() -> None:
     close(mcmi_loss(logits, labels, centroids, weight=0.2), 0.4610718817)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_invariants(seed: int) -> None:
     logits, labels = random_sample(seed)

@@ -1,4 +1,4 @@
-"""Memory, negatives, checkpoint and ranks of CRD; its numbers are in test_golden."""
+"""Memory, negatives, checkpoint and ranks of CRD; its numbers are in test_golden_losses."""
 
 import logging
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from lit_kd.losses import CRDLoss, bank_bytes
 from lit_kd.losses.crd import Negatives
@@ -170,7 +170,7 @@ def train_rank(rank: int, folder: str) -> None:
 
 @pytest.mark.dist
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(train_rank, args=(str(tmp_path),), nprocs=2)
+    spawn(train_rank, args=(str(tmp_path),), nprocs=2)
     single = build()
     single(*batch(POSITIONS[:6]), torch.arange(8).roll(1).repeat(6, 1))
     for rank in range(2):
