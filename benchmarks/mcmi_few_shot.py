@@ -4,8 +4,8 @@
 
 1. ``adapted``: resnet56 from the file, cross-entropy on these images.
 2. From ``adapted``, with equal epochs and schedule: ``mll`` (lambda = 0, plain cross-entropy) and ``mcmi`` (lambda > 0).
-3. resnet20 on ``train_fraction`` of the training images by KD from each, and by cross-entropy alone, over several seeds. A
-   seed fixes subset, initialisation and order, so the runs of one seed are paired. Last-epoch accuracy on the test set.
+3. resnet20 on ``train_fraction`` of the training images by KD from each, and by cross-entropy alone, over several
+   seeds. A seed fixes subset, initialisation and order, so the runs of one seed are paired. Last-epoch test accuracy.
 
 Every finished run leaves a file in ``out`` and is not run again.
 """
@@ -59,7 +59,9 @@ def once(out: Path, name: str, start: Callable[[], dict[str, float]]) -> dict[st
     return json.loads(path.read_text()) if path.is_file() else start()
 
 
-def teacher(args: argparse.Namespace, name: str, checkpoint: str | Path, weight: float, epochs: int) -> dict[str, float]:
+def teacher(
+    args: argparse.Namespace, name: str, checkpoint: str | Path, weight: float, epochs: int
+) -> dict[str, float]:
     """One stage of the teacher, seeded alike for both branches."""
 
     def start() -> dict[str, float]:
@@ -102,7 +104,11 @@ def table(teachers: dict[str, dict[str, float]], students: dict[str, list[float]
     ]
     for name, accuracy in students.items():
         own: dict[str, Any] = teachers.get(name, {})
-        numbers = [own.get("test/acc", float("nan")) * 100, own.get("train_set/cmi"), own.get("train_set/log_likelihood")]
+        numbers = [
+            own.get("test/acc", float("nan")) * 100,
+            own.get("train_set/cmi"),
+            own.get("train_set/log_likelihood"),
+        ]
         left = [f"{numbers[0]:.2f}", f"{numbers[1]:.4f}", f"{numbers[2]:.4f}"] if own else ["-"] * 3
         spread = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
         right = [f"{statistics.mean(accuracy):.2f} ± {spread:.2f}", ", ".join(f"{value:.2f}" for value in accuracy)]

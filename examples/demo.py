@@ -61,16 +61,14 @@ def student_accuracy(teacher: str, seed: int) -> float:
 
 def table(teachers: dict[str, dict[str, float]], students: dict[str, list[float]]) -> str:
     """One line a teacher."""
-    lines = [
-        f"{'teacher':8} {'test acc %':>10} {'CMI nats':>9} {'log-lik nats':>12}   student test acc %, mean ± sd ({len(SEEDS)} seeds)"
-    ]
+    head = f"student test acc %, mean ± sd ({len(SEEDS)} seeds)"
+    lines = [f"{'teacher':8} {'test acc %':>10} {'CMI nats':>9} {'log-lik nats':>12}   {head}"]
     for name, own in teachers.items():
         accuracy = students[name]
         each = ", ".join(f"{value:.1f}" for value in accuracy)
-        lines.append(
-            f"{name:8} {100 * own['test/acc']:10.2f} {own['train_set/cmi']:9.4f} {own['train_set/log_likelihood']:12.4f}"
-            f"   {statistics.mean(accuracy):.2f} ± {statistics.stdev(accuracy):.2f}   ({each})"
-        )
+        left = f"{name:8} {100 * own['test/acc']:10.2f} {own['train_set/cmi']:9.4f}"
+        right = f"{statistics.mean(accuracy):.2f} ± {statistics.stdev(accuracy):.2f}   ({each})"
+        lines.append(f"{left} {own['train_set/log_likelihood']:12.4f}   {right}")
     return "\n".join(lines)
 
 
@@ -84,7 +82,7 @@ def draw(path: Path, students: dict[str, list[float]]) -> None:
         left.plot([int(row[0]) + 1 for row in rows[1:]], [float(row[column]) for row in rows[1:]], "o-", label=name)
     left.set(xlabel="epoch of fine-tuning", ylabel="CMI on the training set (nats)", title="teachers")
     left.legend()
-    for place, (name, accuracy) in enumerate(students.items()):
+    for place, accuracy in enumerate(students.values()):
         right.plot([place] * len(accuracy), accuracy, "o", color=f"C{place}")
         right.hlines(statistics.mean(accuracy), place - 0.2, place + 0.2, color=f"C{place}")
     right.set_xticks(range(len(students)), [f"{name} teacher" for name in students])

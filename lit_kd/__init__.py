@@ -17,7 +17,14 @@ _PUBLIC = {
         "ImageFolderDataModule",
         "TinyImageNetDataModule",
     ),
-    "lit_kd.models": ("FeatureTaps", "FrozenTeacher", "load_checkpoint", "load_exported", "save_exported", "vision_model"),
+    "lit_kd.models": (
+        "FeatureTaps",
+        "FrozenTeacher",
+        "load_checkpoint",
+        "load_exported",
+        "save_exported",
+        "vision_model",
+    ),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -27,7 +27,7 @@ import lit_kd.callbacks
 import lit_kd.datamodules
 import lit_kd.methods
 import lit_kd.models
-import lit_kd.objectives
+import lit_kd.objectives  # noqa: F401
 from lit_kd import __version__
 from lit_kd.methods import Distill
 

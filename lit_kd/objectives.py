@@ -159,9 +159,7 @@ class DKD(Objective):
 
     def term(self, step: DistillStep) -> Tensor:
         """Scalar."""
-        return dkd_loss(
-            step.student_logits, step.teacher_logits, step.label, self.alpha, self.beta, self.temperature
-        )
+        return dkd_loss(step.student_logits, step.teacher_logits, step.label, self.alpha, self.beta, self.temperature)
 
 
 class DIST(Objective):
@@ -324,9 +322,7 @@ class RKD(EmbeddingObjective):
 
     def term(self, step: DistillStep) -> Tensor:
         """Scalar."""
-        return rkd_loss(
-            step.student_features[0], step.teacher_features[0], self.distance_weight, self.angle_weight
-        )
+        return rkd_loss(step.student_features[0], step.teacher_features[0], self.distance_weight, self.angle_weight)
 
 
 class PKT(EmbeddingObjective):
@@ -390,7 +386,9 @@ class CRD(EmbeddingObjective):
 class ReviewKD(Objective):
     """Knowledge review (arXiv:2104.09044): the student's maps, fused deep to shallow, meet the teacher's."""
 
-    def __init__(self, weight: float = 1.0, warmup_epochs: int = 20, max_mid_channels: int = 512, **kwargs: Any) -> None:
+    def __init__(
+        self, weight: float = 1.0, warmup_epochs: int = 20, max_mid_channels: int = 512, **kwargs: Any
+    ) -> None:
         super().__init__(weight, warmup_epochs=warmup_epochs, **kwargs)
         self.max_mid_channels = max_mid_channels
 
@@ -404,9 +402,7 @@ class ReviewKD(Objective):
 
     def build(self, student: list[Tensor], teacher: list[Tensor]) -> None:
         """The fusion of the student's maps."""
-        self.fusion = ReviewFusion(
-            [s.shape[1] for s in student], [t.shape[1] for t in teacher], self.max_mid_channels
-        )
+        self.fusion = ReviewFusion([s.shape[1] for s in student], [t.shape[1] for t in teacher], self.max_mid_channels)
 
     def term(self, step: DistillStep) -> Tensor:
         """Scalar, sum over stages."""

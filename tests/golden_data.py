@@ -19,10 +19,7 @@ def load_golden(name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tens
         if (path := folder / f"{name}.npz").is_file():
             with np.load(path) as arrays:
                 tensors = {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays}
-            return {
-                key: value.to(dtype) if value.dtype == torch.float32 else value
-                for key, value in tensors.items()
-            }
+            return {key: value.to(dtype) if value.dtype == torch.float32 else value for key, value in tensors.items()}
     pytest.skip(f"{name}.npz is neither in tests/golden nor in LITKD_GOLDEN ({FOLDERS[1]})")
 
 

@@ -46,7 +46,9 @@ def write_confusion(folder: Path, counts: Tensor, names: list[str]) -> None:
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
     if len(names) <= 20:
-        for (row, column), value in [((r, c), share[r, c].item()) for r in range(len(names)) for c in range(len(names))]:
+        for (row, column), value in [
+            ((r, c), share[r, c].item()) for r in range(len(names)) for c in range(len(names))
+        ]:
             if value >= 0.005:
                 colour = "white" if value > 0.5 else "black"
                 axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)

@@ -17,8 +17,8 @@ class EigenCAMPanel(Callback):
     """Draws Eigen-CAM maps of a reference network and of the module's own, for test images of one class.
 
     Eigen-CAM (arXiv:2008.00299): the activations of the last stage, (H * W, channels) and centred, are projected on
-    their first principal component and scaled up to the image. It needs no gradient and no label. For MCMI the reference
-    is the teacher before its fine-tuning: the paper's claim is that the MCMI teacher's maps vary more within a class.
+    their first principal component and scaled up to the image. It needs no gradient and no label. For MCMI the
+    reference is the teacher before its fine-tuning, as in the paper's Figure 3.
     Written as ``eigen_cam_<class>.png`` into the run's log folder at the end of a fit or test.
 
     Args:
@@ -68,7 +68,7 @@ class EigenCAMPanel(Callback):
         for network, taps in zip(self._networks, self._taps, strict=True):
             with eval_mode(network), taps as features:
                 network(images)
-            maps.append(eigen_cam(features[taps.paths[0]], images.shape[-2:]))
+            maps.append(eigen_cam(features[taps.paths[0]], (images.shape[-2], images.shape[-1])))
         class_name = getattr(trainer.datamodule, "class_names", {self.class_index: self.class_index})[self.class_index]  # type: ignore[attr-defined]
         path = Path(trainer.log_dir or trainer.default_root_dir) / f"eigen_cam_{class_name}.png"
         _write(path, f"Eigen-CAM, class {class_name}", images.cpu(), dict(zip(self.names, maps, strict=True)))

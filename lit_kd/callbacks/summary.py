@@ -85,7 +85,12 @@ def write_summary(folder: Path, title: str, epochs: list[int], curves: dict[str,
         writer = csv.writer(file)
         writer.writerow(["epoch", *curves])
         writer.writerows(zip(epochs, *curves.values(), strict=True))
-    lines = [f"# {title}, {len(epochs)} epochs", "", "| metric | last | lowest (epoch) | highest (epoch) |", "|---|---|---|---|"]
+    lines = [
+        f"# {title}, {len(epochs)} epochs",
+        "",
+        "| metric | last | lowest (epoch) | highest (epoch) |",
+        "|---|---|---|---|",
+    ]
     for name, values in curves.items():
         known = [(value, epoch) for value, epoch in zip(values, epochs, strict=True) if not math.isnan(value)]
         (low, low_epoch), (high, high_epoch) = min(known), max(known)

@@ -72,9 +72,7 @@ class ContrastMemory(nn.Module):
         elif labels is None:
             raise ValueError('negatives="class" needs labels: pass them to set_samples, or use "instance"')
         elif len(labels) != len(index):
-            raise ValueError(
-                f"index and labels must be of the same samples, got {len(index)} and {len(labels)}"
-            )
+            raise ValueError(f"index and labels must be of the same samples, got {len(index)} and {len(labels)}")
         else:
             classes = labels.cpu()
         if (classes == classes[:1]).all():

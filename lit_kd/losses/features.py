@@ -62,9 +62,7 @@ def attention_transfer_loss(
 
 
 @full_precision
-def similarity_preserving_loss(
-    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
-) -> Tensor:
+def similarity_preserving_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
     r"""Similarity preserving distillation (Tung and Mori, arXiv:1907.09682).
 
     .. math:: \sum_{stages} |G_s - G_t|_F^2 / B^2
@@ -163,9 +161,7 @@ def paired_stages(
 ) -> list[tuple[Tensor, Tensor]]:
     """Stages of student and teacher side by side, after checking that they belong together."""
     if isinstance(student_features, Tensor) or isinstance(teacher_features, Tensor):
-        raise ValueError(
-            "student_features and teacher_features must be lists of maps: put a single tensor in a list"
-        )
+        raise ValueError("student_features and teacher_features must be lists of maps: put a single tensor in a list")
     if len(student_features) != len(teacher_features) or not student_features:
         raise ValueError(
             "student_features and teacher_features must be lists of as many maps, "

@@ -46,9 +46,7 @@ def class_centroids(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 @full_precision
-def surrogate_kl(
-    logits: Tensor, labels: Tensor, centroids: Tensor, *, reduction: Reduction = "mean"
-) -> Tensor:
+def surrogate_kl(logits: Tensor, labels: Tensor, centroids: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     r"""Divergence of the samples from given centroids, in nats.
 
     .. math:: mean_b \, KL(P_b \| Q_{y_b})

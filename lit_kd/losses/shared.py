@@ -64,6 +64,4 @@ def check_same_shape(student: Tensor, teacher: Tensor) -> None:
 def check_same_batch(student: Tensor, teacher: Tensor) -> None:
     """Raise a ValueError naming both batch sizes unless they are one."""
     if len(student) != len(teacher):
-        raise ValueError(
-            f"student and teacher must be of the same samples, got {len(student)} and {len(teacher)}"
-        )
+        raise ValueError(f"student and teacher must be of the same samples, got {len(student)} and {len(teacher)}")

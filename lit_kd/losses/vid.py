@@ -41,9 +41,7 @@ def vid_loss(
     check_same_shape(predicted_mean, teacher_feature)
     channels = teacher_feature.shape[1]
     if log_scale.shape != (channels,):
-        raise ValueError(
-            f"log_scale must be ({channels},), one a teacher channel, got {tuple(log_scale.shape)}"
-        )
+        raise ValueError(f"log_scale must be ({channels},), one a teacher channel, got {tuple(log_scale.shape)}")
     variance = (F.softplus(log_scale) + MIN_VARIANCE).view(-1, 1, 1)
     likelihood = (teacher_feature - predicted_mean).square() / variance + variance.log()
     return reduce(0.5 * likelihood.flatten(1).mean(1), reduction)

@@ -47,7 +47,9 @@ class Distill(LightningModule, ABC):
         objects: set[str] = set()
         level = frame.f_back
         while level is not None and level.f_locals.get("self") is self:  # the __init__ of each class, upwards
-            objects |= {name for name, value in level.f_locals.items() if isinstance(value, nn.Module) or callable(value)}
+            objects |= {
+                name for name, value in level.f_locals.items() if isinstance(value, nn.Module) or callable(value)
+            }
             level = level.f_back
         self.save_hyperparameters(ignore=sorted(objects), frame=frame.f_back)
         if "_instantiator" in self.hparams:  # Lightning's mark for values that came from the command line

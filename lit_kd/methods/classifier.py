@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lit_kd.methods.base import Batch, Distill
+from lit_kd.models.factory import Normalize
 
 
 class Classifier(Distill):
@@ -54,6 +55,11 @@ class Classifier(Distill):
         """Logits (B, num_classes)."""
         return self.network(image)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Look at the first batch: a network that normalises must not get images that are normalised already."""
+        if batch_idx == 0:
+            check_pixels(self.network, unpack(batch)[0])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy at the temperature."""
         image, label, index = unpack(batch)
@@ -77,12 +83,12 @@ class Classifier(Distill):
         logits = self(image).float()
         metrics["acc"].update(logits, label)
         metrics["nll"].update(F.cross_entropy(logits, label, reduction="none"))
-        self.log_dict(metrics, batch_size=len(label), prog_bar=True)  # type: ignore[arg-type]
+        self.log_dict(metrics, batch_size=len(label), prog_bar=True)
         return logits, label
 
     def on_test_epoch_end(self) -> None:
         """Accuracy of each class that was left out of training, as ``test/acc_omitted_<class>``, and their mean."""
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         omitted: Sequence[int] = getattr(data, "omitted", ())
         if omitted:
             confusion = self.test_confusion.compute().double()
@@ -128,3 +134,14 @@ def check_classes(name: str, network: nn.Module, num_classes: int) -> None:
         raise ValueError(
             f"The {name} has {own} classes but num_classes={num_classes}: give both the data's number of classes."
         )
+
+
+def check_pixels(network: nn.Module, image: Tensor) -> None:
+    """Raise a ValueError where images outside [0, 1] meet a network that normalises its input."""
+    if isinstance(getattr(network, "normalize", None), Normalize):
+        low, high = image.aminmax()
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"Images span [{low:.3g}, {high:.3g}] but the network normalises pixels in [0, 1] itself: "
+                "leave the normalisation out of the data, or build the network with normalize=False."
+            )

@@ -45,11 +45,9 @@ class ClassStatistics(Metric):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        zeros = torch.zeros(num_classes, dtype=torch.float64)
         self.add_state("probability", torch.zeros(num_classes, num_classes, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", zeros, dist_reduce_fx="sum")
-        self.add_state("entropy", zeros, dist_reduce_fx="sum")
-        self.add_state("likelihood", zeros, dist_reduce_fx="sum")
+        for name in ("count", "entropy", "likelihood"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, label: Tensor) -> None:
         """Add a batch: logits (B, C), label (B,)."""
@@ -77,7 +75,7 @@ class ClassStatistics(Metric):
 
 
 class MCMITeacher(Classifier):
-    """Stage 2: fine-tune a trained network for ``max LL + lambda CMI``, that is
+    """Stage 2: fine-tune a trained network for ``max LL + lambda CMI``.
 
         min  CE(z, y) - weight * mean_b KL(P_b || Q_{y_b}),   weight = lambda >= 0
 
@@ -161,14 +159,15 @@ class MCMITeacher(Classifier):
         return {**numbers, "surrogate": numbers["cmi"] + (numbers["share"] * drift).sum()}
 
     def _training_set(self) -> Iterable[Any]:
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "train_eval_dataloader"):
             return data.train_eval_dataloader()
         rank_zero_warn(
             "The data module has no train_eval_dataloader(): centroids and CMI are taken from its training batches "
             "as they come, augmented, as the paper's code does."
         )
-        return self.trainer.train_dataloader
+        loader: Any = self.trainer.train_dataloader
+        return loader
 
     def default_scheduler(self, optimizer: Optimizer) -> LRScheduler:
         """Cosine to 0 over the epochs."""
@@ -179,8 +178,8 @@ class MCMIDistill(Classifier):
     """Stage 3: a student learns from a frozen teacher, MCMI or not, by any objective.
 
     Few-shot and omitted-class studies are options of the data (``train_fraction``, ``samples_per_epoch``,
-    ``omit_classes``); omitted classes are reported in the test, one accuracy each ("zero-shot" in the paper's words: the
-    teacher has seen them, the student has not).
+    ``omit_classes``); omitted classes are reported in the test, one accuracy each ("zero-shot" in the paper's words:
+    the teacher has seen them, the student has not).
 
     Args:
         student: any module from images in [0, 1] to logits; it is the ``network`` of :class:`Classifier`.
@@ -240,7 +239,7 @@ class MCMIDistill(Classifier):
     def setup(self, stage: str) -> None:
         """Tell an objective with a memory of the training set what that set is."""
         if stage == "fit" and self.objective.needs_samples:
-            data = getattr(self.trainer, "datamodule", None)
+            data: Any = getattr(self.trainer, "datamodule", None)
             if not hasattr(data, "train_samples"):
                 raise ValueError(
                     f"{type(self.objective).__name__} remembers every training sample: it needs a data module with "

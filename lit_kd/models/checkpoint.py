@@ -67,9 +67,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         prefix = next((p for p in _NETWORK_PREFIXES if any(key.startswith(p) for key in state)), "")
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}  # torch.compile
-    for prefix in ("module.", *_NETWORK_PREFIXES):  # "module.": DataParallel
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    wrappers = ("module.", *_NETWORK_PREFIXES)  # "module.": DataParallel
+    while wrapper := next((w for w in wrappers if state and all(key.startswith(w) for key in state)), None):
+        state = {key.removeprefix(wrapper): value for key, value in state.items()}
     return state
 
 

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from lit_kd.files import replacing
 from lit_kd.models.checkpoint import load_checkpoint
-from lit_kd.models.factory import VisionModel, vision_model
+from lit_kd.models.factory import Normalize, VisionModel, vision_model
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -21,29 +21,28 @@ def save_exported(network: nn.Module, folder: str | Path, details: dict[str, Any
 
     Under a sharding strategy every rank has to call it; rank 0 writes.
     """
-    folder = Path(folder)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(network, options=options)  # gathers shards, drops the names of wrappers
-    if rank_zero_only.rank != 0:
-        return folder
+    _write(network, state, Path(folder), details or {})
+    return Path(folder)
+
+
+@rank_zero_only
+def _write(network: nn.Module, state: dict[str, Any], folder: Path, details: dict[str, Any]) -> None:
     description: dict[str, Any] = {
         "class": f"{type(network).__module__}.{type(network).__qualname__}",
         "parameters": sum(p.numel() for p in network.parameters()),
     }
     if isinstance(network, VisionModel):
         description["architecture"] = network.architecture
-        description["input"] = {
-            "range": [0, 1],
-            "layout": "NCHW",
-            "mean": network.normalize.mean.flatten().tolist(),
-            "std": network.normalize.std.flatten().tolist(),
-            "normalised_by": "the network's first layer",
-        }
+        description["input"] = {"range": [0, 1], "layout": "NCHW"}
+        if isinstance(network.normalize, Normalize):  # in the network itself: here for readers
+            description["input"]["mean"] = network.normalize.mean.flatten().tolist()
+            description["input"]["std"] = network.normalize.std.flatten().tolist()
     with replacing(folder / WEIGHTS) as temporary:
         save_file({key: value.contiguous() for key, value in state.items()}, temporary)
     with replacing(folder / DESCRIPTION) as temporary:
-        temporary.write_text(json.dumps({**description, **(details or {})}, indent=2) + "\n")
-    return folder
+        temporary.write_text(json.dumps({**description, **details}, indent=2) + "\n")
 
 
 def load_exported(folder: str | Path) -> VisionModel:
@@ -63,10 +62,6 @@ def load_exported(folder: str | Path) -> VisionModel:
             f"{folder} holds a {description['class']}, which no factory of ours builds: "
             f"build it and call load_checkpoint(network, {str(folder / WEIGHTS)!r})."
         )
-    architecture = description["architecture"]
-    model_kwargs = {k: v for k, v in architecture.items() if k not in ("name", "num_classes", "in_chans")}
-    model = vision_model(
-        architecture["name"], architecture["num_classes"], in_chans=architecture["in_chans"], model_kwargs=model_kwargs
-    )
+    model = vision_model(**description["architecture"])
     load_checkpoint(model, folder / WEIGHTS)
     return model.eval()

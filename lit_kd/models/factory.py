@@ -1,5 +1,6 @@
 """Vision networks that take pixels in [0, 1]: the timm registry with the normalisation as first layer."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ class VisionModel(nn.Module):
     """A network that is complete: pixels in [0, 1] in, logits out. Built by :func:`vision_model`.
 
     Attributes:
-        normalize: the first layer.
+        normalize: the first layer: :class:`Normalize`, or nothing for images that come normalised.
         backbone: the timm network, classifier included.
-        architecture: the arguments that build it again (for export).
+        architecture: the arguments of :func:`vision_model` that build it again (for export).
     """
 
-    def __init__(self, normalize: Normalize, backbone: nn.Module, architecture: dict[str, Any]) -> None:
+    def __init__(self, normalize: nn.Module, backbone: nn.Module, architecture: dict[str, Any]) -> None:
         super().__init__()
         self.normalize = normalize
         self.backbone = backbone
@@ -49,7 +50,7 @@ class VisionModel(nn.Module):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """timm's description of the stages, with paths as seen from here."""
+        """Stages as timm describes them, with paths as seen from here."""
         return [
             {key: f"backbone.{value}" if key in ("module", "preact") else value for key, value in stage.items()}
             for stage in getattr(self.backbone, "feature_info", [])
@@ -57,7 +58,7 @@ class VisionModel(nn.Module):
 
     @property
     def default_cfg(self) -> dict[str, Any]:
-        """timm's default configuration, with the classifier's path as seen from here."""
+        """Default configuration as timm keeps it, with the classifier's path as seen from here."""
         config = dict(getattr(self.backbone, "default_cfg", None) or {})
         if isinstance(config.get("classifier"), str):
             config["classifier"] = f"backbone.{config['classifier']}"
@@ -76,6 +77,7 @@ def vision_model(
     in_chans: int = 3,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    normalize: bool = True,
     channels_last: bool = False,
     model_kwargs: dict[str, Any] | None = None,
 ) -> VisionModel:
@@ -90,6 +92,7 @@ def vision_model(
         in_chans: channels of the image.
         mean: per channel, of pixels in [0, 1]; None: the network's own constants.
         std: likewise.
+        normalize: False for images that the data module has normalised already.
         channels_last: keep the weights in that memory format, which convolutions pass on to their outputs: faster on
             a CPU, and on a GPU under mixed precision (docs/benchmarks.md); the numbers agree but for rounding.
         model_kwargs: further arguments of the network, e.g. ``{"shortcut": "B"}``.
@@ -103,13 +106,22 @@ def vision_model(
         torch.Size([2, 10])
     """
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name}*")[:5] or timm.list_models(f"{name[:4]}*")[:5]
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(f"name={name!r} is no network of timm's registry; near: {', '.join(near) or 'none'}.")
-    kwargs = {"num_classes": num_classes, "in_chans": in_chans, **(model_kwargs or {})}
-    backbone = timm.create_model(name, pretrained=pretrained, **kwargs)
-    config = backbone.default_cfg
-    normalize = Normalize(_per_channel(mean or config["mean"], in_chans), _per_channel(std or config["std"], in_chans))
-    model = VisionModel(normalize, backbone, {"name": name, **kwargs})
+    backbone: Any = timm.create_model(
+        name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **(model_kwargs or {})
+    )
+    architecture = {
+        "name": name,
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "normalize": normalize,
+        "model_kwargs": model_kwargs or {},
+    }
+    constants = [
+        _per_channel(own or backbone.default_cfg[key], in_chans) for key, own in (("mean", mean), ("std", std))
+    ]
+    model = VisionModel(Normalize(*constants) if normalize else nn.Identity(), backbone, architecture)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model.to(memory_format=torch.channels_last) if channels_last else model

@@ -42,10 +42,8 @@ class FeatureTaps:
         for path in self.paths:
             name = path.removesuffix(_INPUT)
             if name not in modules:
-                near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
-                raise ValueError(
-                    f"The network {type(network).__name__} has no sub-module {name!r}; nearest: {near or list(modules)[1:4]}."
-                )
+                near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3) or list(modules)[1:4]
+                raise ValueError(f"{type(network).__name__} has no sub-module {name!r}; nearest: {', '.join(near)}.")
             if path.endswith(_INPUT):
                 modules[name].register_forward_pre_hook(partial(self._record_input, path))
             else:

@@ -43,9 +43,7 @@ class FrozenTeacher(nn.Module):
         """Nothing."""
         return {} if destination is None else destination
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._prefix = prefix  # torch tells it only here; the post hook below sees the whole tree's keys
 
 

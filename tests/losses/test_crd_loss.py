@@ -44,7 +44,7 @@ def test_class_negatives_are_uniform_over_other_classes() -> None:
     drawn = memory.draw_negatives(rows)
     for row in rows:
         share = drawn[row].bincount(minlength=8) / drawn.shape[1]
-        other = LABELS != LABELS[row]
+        other = LABELS.ne(LABELS[row])
         torch.testing.assert_close(share, other / other.sum(), rtol=0, atol=0.015)
         assert share[~other].sum() == 0
 
@@ -114,9 +114,7 @@ def test_autocast(dtype: torch.dtype) -> None:
         loss = crd(*batch(POSITIONS[:3]))
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite()
-    assert all(
-        parameter.grad is not None and parameter.grad.isfinite().all() for parameter in crd.parameters()
-    )
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in crd.parameters())
 
 
 def test_checkpoint_goes_into_a_fresh_module() -> None:

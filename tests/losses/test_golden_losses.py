@@ -94,9 +94,7 @@ CASES = [
     *(Case(file, "nckd", dkd(0, 1)) for file in DKD_FILES),
     Case("dist_tau1", "loss", of_logits(losses.dist_loss), LOGITS),
     Case("dist_tau4", "loss", of_logits(losses.dist_loss, 2, 2, 4), LOGITS),
-    Case(
-        STANDARDISED, "loss_noT2", lambda d: standardised(d) / 2**2, {"student_logits": "grad_student_noT2"}
-    ),
+    Case(STANDARDISED, "loss_noT2", lambda d: standardised(d) / 2**2, {"student_logits": "grad_student_noT2"}),
     Case(STANDARDISED, "loss_total", with_cross_entropy(9, standardised), TOTAL),
     Case("hint_mse", "loss", of_features(losses.hint_loss), FEATURE),
     Case("fitnet_conv_regressor", "loss", fitnet, FEATURE),

@@ -61,9 +61,7 @@ def test_not_negative_and_zero_at_equality(name: str, seed: int) -> None:
     loss, kind = LOSSES[name]
     student, teacher = pair(kind, seed)
     assert loss(student, teacher) > -1e-12
-    torch.testing.assert_close(
-        loss(teacher, teacher), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-7
-    )
+    torch.testing.assert_close(loss(teacher, teacher), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", INVARIANT_TO_ORDER)
@@ -146,9 +144,7 @@ def test_invariances(seed: int, shift: float, scale: float) -> None:
         standardised(student * scale, teacher), standardised(student, teacher), rtol=1e-5, atol=0
     )
     student, teacher = pair("embedding", seed)
-    torch.testing.assert_close(
-        losses.rkd_loss(student * scale + shift, teacher), losses.rkd_loss(student, teacher)
-    )
+    torch.testing.assert_close(losses.rkd_loss(student * scale + shift, teacher), losses.rkd_loss(student, teacher))
     maps, other = pair("maps", seed)
     for name in ("attention_transfer", "similarity_preserving", "nst"):
         loss = LOSSES[name][0]
@@ -166,9 +162,7 @@ def test_kl_direction() -> None:
 def test_kd_gradient_does_not_shrink_with_the_classes() -> None:
     teacher = torch.cat([torch.zeros(1, 2), torch.full((1, 98), -1e4)], dim=1)
     student = torch.cat([torch.tensor([[1.0, 0.0]]), torch.full((1, 98), -1e4)], dim=1)
-    torch.testing.assert_close(
-        losses.kd_loss(student, teacher), losses.kd_loss(student[:, :2], teacher[:, :2])
-    )
+    torch.testing.assert_close(losses.kd_loss(student, teacher), losses.kd_loss(student[:, :2], teacher[:, :2]))
 
 
 @settings(max_examples=50, deadline=None)

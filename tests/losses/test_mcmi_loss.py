@@ -86,9 +86,7 @@ def test_invariants(seed: int) -> None:
 
 def test_bounds_are_reached() -> None:
     assert conditional_mutual_information(LOGITS[[0, 0, 3]], torch.tensor([0, 0, 1])).abs() < 1e-12
-    spread = conditional_mutual_information(
-        12 * torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
-    )
+    spread = conditional_mutual_information(12 * torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.long))
     assert 0.999 * math.log(3) < spread < math.log(3)
 
 
@@ -139,9 +137,7 @@ def test_centroid_minimises_the_surrogate() -> None:
 
 def test_compensation_identity() -> None:
     other = torch.tensor([[0.4, 0.4, 0.2], [0.2, 0.5, 0.3]], dtype=torch.float64)
-    drift = (CENTROIDS[:2] * (CENTROIDS[:2] / other).log()).sum(1) @ torch.tensor(
-        [0.6, 0.4], dtype=torch.float64
-    )
+    drift = (CENTROIDS[:2] * (CENTROIDS[:2] / other).log()).sum(1) @ torch.tensor([0.6, 0.4], dtype=torch.float64)
     close(surrogate_kl(LOGITS, LABELS, other), 0.1263403748)
     close(conditional_mutual_information(LOGITS, LABELS) + drift, 0.1263403748)
 

@@ -285,12 +285,8 @@ def test_shortcut_a_drops_pixels_and_pads_channels() -> None:
 # Names shared with timm, and wrong arguments
 
 
-@pytest.mark.parametrize(
-    ("name", "pretrained"), [("vgg13", True), ("vgg13.tv_in1k", True), ("vgg13.tv_in1k", False)]
-)
-def test_timms_pretrained_vgg13_is_unaffected(
-    name: str, pretrained: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("name", "pretrained"), [("vgg13", True), ("vgg13.tv_in1k", True), ("vgg13.tv_in1k", False)])
+def test_timms_pretrained_vgg13_is_unaffected(name: str, pretrained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 
     def load_pretrained(model: nn.Module, pretrained_cfg: dict[str, Any], **_: Any) -> None:

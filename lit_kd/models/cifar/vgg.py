@@ -25,9 +25,7 @@ class CIFARVGG(CIFARNetwork):
         drop_rate: Dropout before the classifier.
     """
 
-    def __init__(
-        self, convolutions: int, num_classes: int = 100, in_chans: int = 3, drop_rate: float = 0.0
-    ) -> None:
+    def __init__(self, convolutions: int, num_classes: int = 100, in_chans: int = 3, drop_rate: float = 0.0) -> None:
         super().__init__()
 
         def block(in_planes: int, planes: int) -> nn.Sequential:
