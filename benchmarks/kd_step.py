@@ -4,6 +4,7 @@ All variants get the same batches in the same order (random 32x32 pixels in memo
 A step lasts from the end of one batch to the end of the next, so fetching the batch, logging and hooks count. The
 variants alternate, a round each; a round's first steps are not counted. The table holds the median over rounds of a
 round's median step, the range of these medians, and the median over rounds of the ratio to the base in that round.
+The ratio is also given for CPU time: one thread does all the work, and other processes on the machine disturb it less.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import Tensor
 from torch.optim import SGD
 
 from benchmarks.input_pipeline import RandomCIFAR10
@@ -29,22 +30,22 @@ from lit_kd.objectives import CRD, KD, Objective, ReviewKD
 
 WARM_UP = 4  # steps of each round: the first allocates the momentum and sets CRD's constant
 
-Run = Callable[[int], list[float]]  # from a number of steps to the seconds of each
+Run = Callable[[int], Tensor]  # from a number of steps to the median of their seconds: wall and CPU time, (2,)
 
 
 class Clock(Callback):
-    """The time at the end of each batch."""
+    """Wall and CPU time at the end of each batch."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: list[tuple[float, float]] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Read the clock."""
-        self.times.append(time.perf_counter())
+        """Read the clocks."""
+        self.times.append((time.perf_counter(), time.process_time()))
 
-    def steps(self) -> list[float]:
-        """Seconds of the steps after the warm-up."""
-        return [end - start for start, end in zip(self.times, self.times[1:], strict=False)][WARM_UP - 1 :]
+    def step(self) -> Tensor:
+        """Median seconds of a step after the warm-up, (2,)."""
+        return torch.tensor(self.times, dtype=torch.float64)[WARM_UP - 1 :].diff(dim=0).quantile(0.5, dim=0)
 
 
 def method(objective: Objective, channels_last: bool) -> MCMIDistill:
@@ -60,7 +61,7 @@ def bare(module: MCMIDistill, data: RandomCIFAR10) -> Run:
     """A plain loop over the networks of `module`, with the terms of KD()."""
     student, teacher = module.student.train(), module.teacher.module
 
-    def run(steps: int) -> list[float]:
+    def run(steps: int) -> Tensor:
         clock = Clock()
         optimizer = SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
         for number, batch in enumerate(data.train_dataloader()):
@@ -75,7 +76,7 @@ def bare(module: MCMIDistill, data: RandomCIFAR10) -> Run:
             loss.backward()
             optimizer.step()
             clock.on_train_batch_end()
-        return clock.steps()
+        return clock.step()
 
     return run
 
@@ -83,15 +84,20 @@ def bare(module: MCMIDistill, data: RandomCIFAR10) -> Run:
 def lightning(module: MCMIDistill, data: RandomCIFAR10) -> Run:
     """The module in a Trainer without logger, checkpoints and progress bar."""
 
-    def run(steps: int) -> list[float]:
+    def run(steps: int) -> Tensor:
         clock = Clock()
-        quiet: dict[str, bool] = dict.fromkeys(
-            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            limit_train_batches=WARM_UP + steps,
+            callbacks=[clock],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
-        Trainer(accelerator="cpu", max_epochs=1, limit_train_batches=WARM_UP + steps, callbacks=[clock], **quiet).fit(
-            module, data
-        )
-        return clock.steps()
+        trainer.fit(module, data)
+        return clock.step()
 
     return run
 
@@ -114,17 +120,19 @@ def main() -> None:
     modules = [method(objective, arguments.channels_last) for objective in (KD(), KD(), CRD(), ReviewKD())]
     names = ("bare PyTorch, KD", "lit_kd, KD", "lit_kd, CRD", "lit_kd, ReviewKD")
     runs = [bare(modules[0], data), *(lightning(module, data) for module in modules[1:])]
-    rounds = [[median(run(arguments.steps)) for run in runs] for _ in range(arguments.rounds)]
+    rounds = torch.stack(  # (rounds, variants, 2)
+        [torch.stack([run(arguments.steps) for run in runs]) for _ in range(arguments.rounds)]
+    )
     for plain, ours in zip(modules[0].student.parameters(), modules[1].student.parameters(), strict=True):
         torch.testing.assert_close(ours, plain)  # both have done the same work
 
-    print(f"torch {torch.__version__}, 1 thread, {arguments}")
-    print(f"{'':<18} {'ms a step':>9}  {'range':>13}  ratio")
+    print(f"torch {torch.__version__}, 1 thread, {vars(arguments)}")
+    print(f"{'':<17} {'ms a step':>9} {'range':>13}  {'ratio':>5} {'(CPU)':>7}")
     for column, (name, base) in enumerate(zip(names, (0, 0, 1, 1), strict=True)):
-        times = sorted(1000 * r[column] for r in rounds)
-        ratio = median(r[column] / r[base] for r in rounds)
-        note = f"{ratio:.3f} of {names[base]}" if column else ""
-        print(f"{name:<18} {median(times):9.1f}  {times[0]:6.1f}-{times[-1]:<6.1f}  {note}")
+        wall = 1000 * rounds[:, column, 0]
+        ratio, cpu_ratio = (rounds[:, column] / rounds[:, base]).quantile(0.5, dim=0).tolist()
+        spread = f"{wall.min():.1f}-{wall.max():.1f}"
+        print(f"{name:<17} {wall.quantile(0.5):9.1f} {spread:>13}  {ratio:5.3f} ({cpu_ratio:.3f}) of {names[base]}")
 
 
 if __name__ == "__main__":

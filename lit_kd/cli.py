@@ -19,8 +19,9 @@ def _is_met(requirement: RequirementCache) -> bool:
 with patch.object(RequirementCache, "__bool__", _is_met):
     import lightning.pytorch  # noqa: F401
 
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from jsonargparse import set_parsing_settings
 
 # Imported for their effect: `class_path: MCMIDistill` finds a class by its short name once it is imported.
 import lit_kd.callbacks
@@ -37,6 +38,15 @@ class _Parser(LightningArgumentParser):
         # jsonargparse 4.53 hands the model's links down to a factory function in its arguments when the command line
         # overrides another argument of the model, and then fails: "unexpected keyword argument 'linked_targets'".
         return super().add_function_arguments(*args, **kwargs)
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """``config.yaml`` beside the run is that of the fit: a test of the same run must not replace it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save when fitting."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class LitKDCLI(LightningCLI):
@@ -58,6 +68,7 @@ class LitKDCLI(LightningCLI):
             parser_class=_Parser,
             seed_everything_default=0,
             parser_kwargs={"version": f"lit_kd {__version__}"},
+            save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
             args=args,
             run=run,
@@ -65,12 +76,27 @@ class LitKDCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the data know is not asked twice; a link whose target a model does not have is ignored."""
-        for name in ("num_classes", "image_size"):
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        for target, known in (("num_classes", _num_classes), ("image_shape", _image_shape)):
+            parser.link_arguments("data", f"model.init_args.{target}", compute_fn=known, apply_on="instantiate")
+
+
+def _num_classes(data: LightningDataModule) -> int:
+    known = getattr(data, "num_classes", None)
+    if known is None:
+        raise ValueError(
+            f"{type(data).__name__} has no attribute num_classes, which the command line asks it for: add it."
+        )
+    return known
+
+
+def _image_shape(data: LightningDataModule) -> tuple[int, int, int]:
+    size = getattr(data, "image_size", 32)
+    return (3, size, size)
 
 
 def main(args: ArgsType = None) -> None:
     """Run the command line; ``args`` as a list of words replaces ``sys.argv``."""
     warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")  # no validation set
     warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")  # Lightning 2.6 under torch 2.14
+    set_parsing_settings(add_print_completion_argument=True)
     LitKDCLI(args)

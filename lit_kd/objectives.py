@@ -380,7 +380,7 @@ class CRD(EmbeddingObjective):
 
     def term(self, step: DistillStep) -> Tensor:
         """Scalar, both sides."""
-        return self.contrast(step.student_features[0], step.teacher_features[0], step.index, step.label)
+        return self.contrast(step.student_features[0], step.teacher_features[0], step.index)
 
 
 class ReviewKD(Objective):

@@ -39,6 +39,7 @@ class RandomState(Callback):
         if pending is None:
             return
         if trainer.global_rank < len(pending["cpu"]):
-            torch.set_rng_state(pending["cpu"][trainer.global_rank])
+            # A copy: of a view, torch 2.14 reads the storage from its start to beyond its end.
+            torch.set_rng_state(pending["cpu"][trainer.global_rank].clone())
             if "cuda" in pending and self._device.type == "cuda":
                 torch.cuda.set_rng_state(pending["cuda"][trainer.global_rank], self._device)

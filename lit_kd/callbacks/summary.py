@@ -23,8 +23,8 @@ class History(Logger):
 
     @property
     def name(self) -> str:
-        """Of the logger."""
-        return "history"
+        """Empty: as a run's only logger it must not move the checkpoints into a folder of its own."""
+        return ""
 
     @property
     def version(self) -> str:
@@ -49,7 +49,8 @@ class RunSummary(Callback):
     """Writes ``summary.md`` (each metric's last, lowest and highest epoch), ``curves.csv`` and ``curves.png``.
 
     The files lie in the run's log folder when the fit ends. The picture needs the extra ``plots`` and is left out
-    without it. The history is in the checkpoint, so that the curves of a resumed run are whole.
+    without it. The history is in the checkpoint, so that the curves go on after a resume; only the training averages
+    of the very epoch after which a checkpoint was written are not in it, because Lightning logs them afterwards.
     """
 
     def __init__(self) -> None:

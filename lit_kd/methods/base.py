@@ -2,12 +2,12 @@
 
 import inspect
 from abc import ABC
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -53,7 +53,9 @@ class Distill(LightningModule, ABC):
             level = level.f_back
         self.save_hyperparameters(ignore=sorted(objects), frame=frame.f_back)
         if "_instantiator" in self.hparams:  # Lightning's mark for values that came from the command line
-            self.save_hyperparameters(frame=frame.f_back)
+            own = inspect.signature(type(self)).parameters  # a link to a parameter that this class lacks is listed, too
+            strangers = [name for name in self.hparams if name not in own and not name.startswith("_")]
+            self.save_hyperparameters(ignore=strangers, frame=frame.f_back)
 
     # Optimizers
 
@@ -100,7 +102,7 @@ class Distill(LightningModule, ABC):
         """
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
-            values = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
+            values = ", ".join(f"{name} {float(value.detach()):g}" for name, value in terms.items())
             where = "unknown (the batch has no 'index')" if index is None else index.tolist()
             raise FloatingPointError(
                 f"The loss is not finite at step {self.global_step} ({values}); indices of the batch: {where}."
@@ -119,12 +121,10 @@ class Distill(LightningModule, ABC):
 
     def configure_model(self) -> None:
         """Shard every child with parameters under FSDP2 (``ModelParallelStrategy``), and nothing else."""
-        strategy = self.trainer.strategy
-        if not isinstance(strategy, ModelParallelStrategy):
+        if self.device_mesh is None:  # only that strategy makes one; load_from_checkpoint comes without a trainer
             return
         # Lightning's loader of one-file checkpoints walks the parameters and never asks the frozen teacher's hook.
         self.strict_loading = False
-        assert self.device_mesh is not None
         for child in self.children():
             if any(True for _ in child.parameters()) and not isinstance(child, FSDPModule):
                 # A root stays gathered after a forward that no backward follows, unless told otherwise.
@@ -135,9 +135,12 @@ class Distill(LightningModule, ABC):
         self.train()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Where loading can't be strict, see to it that every key of what was trained is there."""
-        if self.strict_loading or not checkpoint.get("state_dict"):
+        """Under FSDP2, where loading is not strict, see to it that every key of what was trained is there."""
+        # Lightning has loaded the weights and taken them out of `checkpoint`, so the file is asked. A folder, the other
+        # form of checkpoint, is loaded strictly in any case.
+        if self.device_mesh is None or not Path(str(self.trainer.ckpt_path)).is_file():
             return
-        missing = sorted(self.state_dict().keys() - checkpoint["state_dict"].keys())
+        saved = torch.load(str(self.trainer.ckpt_path), map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+        missing = sorted(self.state_dict().keys() - saved.keys())
         if missing:
             raise ValueError(f"The checkpoint lacks {len(missing)} keys of {type(self).__name__}: {missing[:5]}.")

@@ -124,9 +124,11 @@ class MCMITeacher(Classifier):
         self.register_buffer("centroid_table", torch.zeros(num_classes, num_classes))  # zeros: not taken yet
         self.statistics = ClassStatistics(num_classes)
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Take the centroids, once (a resumed run has them in its checkpoint) or before each epoch."""
-        if self.centroids == "epoch" or not self.centroid_table.any():
+        # Not in on_train_epoch_start: Lightning 2.6 skips it when it resumes from the last batch of an epoch.
+        super().on_train_batch_start(batch, batch_idx)
+        if batch_idx == 0 and (self.centroids == "epoch" or not self.centroid_table.any()):
             self.centroid_table.copy_(self.measure()["centroids"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -186,8 +188,8 @@ class MCMIDistill(Classifier):
         teacher: the trained network, e.g. ``vision_model(..., checkpoint=...)``; it is frozen and not saved again.
         num_classes: number of logits of both; from the command line it comes from the data.
         objective: a loss of :mod:`lit_kd.objectives`.
-        image_size: edge of the example image by which the features are probed; from the command line it comes from the
-            data.
+        image_shape: (C, H, W) of the example image by which everything is tried before training; from the command line
+            it comes from the data.
         optimizer: see :class:`Distill`; None: the recipe of :class:`Classifier`.
         lr_scheduler: see :class:`Distill`.
 
@@ -201,7 +203,7 @@ class MCMIDistill(Classifier):
         teacher: nn.Module,
         num_classes: int,
         objective: Objective | None = None,
-        image_size: int = 32,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -211,7 +213,7 @@ class MCMIDistill(Classifier):
         self.objective = KD() if objective is None else objective
         self.student_taps = FeatureTaps(student, self.objective.student_paths(student))
         self.teacher_taps = FeatureTaps(teacher, self.objective.teacher_paths(teacher))
-        self._probe(image_size)
+        self._probe(image_shape)
 
     @property
     def student(self) -> nn.Module:
@@ -221,20 +223,23 @@ class MCMIDistill(Classifier):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective's terms on what both networks say about the batch."""
         image, label, index = unpack(batch)
+        return self.log_terms(self.objective(self.observe(image, label, index)), len(label), index)
+
+    def observe(self, image: Tensor, label: Tensor, index: Tensor | None) -> DistillStep:
+        """Logits and features of both networks."""
         with self.teacher_taps as teacher_features:
             teacher_logits = self.teacher(image)
         with self.student_taps as student_features:
             student_logits = self(image)
-        step = DistillStep(
+        return DistillStep(
             student_logits,
             teacher_logits,
             label,
             index,
             [student_features[path] for path in self.student_taps.paths],
             [teacher_features[path] for path in self.teacher_taps.paths],
-            self.current_epoch,
+            epoch=self.current_epoch,
         )
-        return self.log_terms(self.objective(step), len(label), index)
 
     def setup(self, stage: str) -> None:
         """Tell an objective with a memory of the training set what that set is."""
@@ -248,19 +253,23 @@ class MCMIDistill(Classifier):
             self.objective.set_samples(*data.train_samples())
 
     @torch.no_grad()
-    def _probe(self, image_size: int) -> None:
-        """See on an example what the networks give: class counts, and the features that the objective is built for."""
-        image = torch.zeros(2, 3, image_size, image_size)
-        with eval_mode(self.student), self.student_taps as student_features:
-            student_logits = self.student(image)
-        with self.teacher_taps as teacher_features:
-            teacher_logits = self.teacher(image)
-        for name, logits in (("student", student_logits), ("teacher", teacher_logits)):
+    def _probe(self, image_shape: tuple[int, int, int]) -> None:
+        """Try everything on an example: class counts, features, what the objective builds for them, its terms."""
+        image, label = torch.zeros(2, *image_shape), torch.zeros(2, dtype=torch.int64)
+        with eval_mode(self.student):
+            step = self.observe(image, label, None)
+        for name, logits in (("student", step.student_logits), ("teacher", step.teacher_logits)):
             if logits.shape[1:] != (self.num_classes,):
                 raise ValueError(
                     f"The {name} gives logits of shape {tuple(logits.shape)} for num_classes={self.num_classes}."
                 )
-        self.objective.build(
-            [student_features[path] for path in self.student_taps.paths],
-            [teacher_features[path] for path in self.teacher_taps.paths],
-        )
+        objective, counts = self.objective, (len(step.student_features), len(step.teacher_features))
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"{type(objective).__name__} reads {counts[0]} features of the student and {counts[1]} of the teacher: "
+                "choose as many of both by its student_layers and teacher_layers."
+            )
+        objective.build(step.student_features, step.teacher_features)
+        if not objective.needs_samples:
+            with eval_mode(objective):
+                objective(step)

@@ -3,6 +3,9 @@
 Lightning starts the second process by running this script again. Rank 0 saves the results to ``FOLDER/results.pt``.
 """
 
+import os
+import signal
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -65,6 +68,13 @@ def build(method: str) -> Classifier:
     return MCMIDistill(student, teacher, 10, objective, optimizer=sgd)
 
 
+class LastStep(Callback):
+    """Keeps the state after a step: an evaluation would first copy the buffers of rank 0 to all ranks."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.state = {key: value.clone() for key, value in pl_module.state_dict().items()}
+
+
 def run_ddp(devices: int) -> dict[str, dict[str, Any]]:
     """Two epochs of three steps of 16 images with every method, and a test; of the state, all ranks' copies."""
     results = {}
@@ -78,17 +88,19 @@ def run_ddp(devices: int) -> dict[str, dict[str, Any]]:
             omit_classes=OMITTED if method == "kd" else None,
         )
         module = build(method)
+        last_step = LastStep()
         trainer = Trainer(
             **QUIET,
             devices=devices,
             strategy="ddp" if devices > 1 else "auto",
             max_epochs=2,
+            callbacks=[last_step],
             enable_checkpointing=False,
         )
         trainer.fit(module, data)
         metrics = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith("train/")}
         trainer.test(module, data, verbose=False)
-        states = {key: trainer.strategy.all_gather(value) for key, value in module.state_dict().items()}
+        states = {key: trainer.strategy.all_gather(value) for key, value in last_step.state.items()}
         results[method] = {
             "states": {key: value.reshape(devices, -1) for key, value in states.items()},
             "metrics": {**metrics, **trainer.callback_metrics},
@@ -98,45 +110,87 @@ def run_ddp(devices: int) -> dict[str, dict[str, Any]]:
 
 
 class Watch(Callback):
-    """Whether all parameters were sharded after each step."""
+    """Whether all parameters were sharded after each step. Each rank begins with a random state of its own."""
 
     def __init__(self) -> None:
         self.sharded: dict[str, list[bool]] = {"student": [], "teacher": []}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.manual_seed(trainer.global_rank)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         for name, flags in self.sharded.items():
             flags.append(all(isinstance(p, DTensor) for p in getattr(pl_module, name).parameters()))
 
 
+def sharded_student(seed: int, folder: Path, distributed_checkpoint: bool) -> tuple[MCMIDistill, Trainer, Watch]:
+    torch.manual_seed(0)
+    teacher = vision_model("resnet8", 10)
+    torch.manual_seed(seed)
+    # Layer norm, as batch-norm statistics are each rank's own; dropout, as it needs each rank's random state.
+    student = vision_model("test_convnext", 10, model_kwargs={"drop_rate": 0.5})
+    objective = VID(student_layers=["backbone.stages.1"], teacher_layers=["backbone.layer1"])
+    module = MCMIDistill(student, teacher, 10, objective, optimizer=sgd if distributed_checkpoint else adamw)
+    watch = Watch()
+    export = ExportStudent(str(folder / f"export_{seed}"))
+    keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=distributed_checkpoint)
+    trainer = Trainer(**QUIET, devices=2, strategy=strategy, max_epochs=1, callbacks=[watch, export, keep])
+    return module, trainer, watch
+
+
+def sharded_data() -> DigitsDataModule:
+    return DigitsDataModule(batch_size=4, samples_per_epoch=32, val_fraction=0.1)
+
+
 def run_fsdp(folder: Path, distributed_checkpoint: bool) -> dict[str, Any]:
     """Four steps straight, and the last two again from the checkpoint after the second."""
     results: dict[str, Any] = {}
-    for run, checkpoint in (("straight", None), ("resumed", folder / "step=2.ckpt")):
-        torch.manual_seed(0 if run == "straight" else 1)
-        student = vision_model("test_convnext", 10)  # layer norm: batch-norm statistics are each rank's own
-        torch.manual_seed(0)
-        layers = {"student_layers": ["backbone.stages.1"], "teacher_layers": ["backbone.layer1"]}
-        module = MCMIDistill(
-            student, vision_model("resnet8", 10), 10, VID(**layers), optimizer=sgd if distributed_checkpoint else adamw
-        )
-        watch = Watch()
-        trainer = Trainer(
-            **QUIET,
-            devices=2,
-            strategy=ModelParallelStrategy(2, 1, save_distributed_checkpoint=distributed_checkpoint),
-            max_epochs=1,
-            callbacks=[
-                watch,
-                ExportStudent(str(folder / run)),
-                ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1),
-            ],
-        )
-        data = DigitsDataModule(batch_size=4, samples_per_epoch=32, val_fraction=0.1)
-        trainer.fit(module, data, ckpt_path=checkpoint)
+    for run, seed, checkpoint in (("straight", 1, None), ("resumed", 2, folder / "step=2.ckpt")):
+        module, trainer, watch = sharded_student(seed, folder, distributed_checkpoint)
+        trainer.fit(module, sharded_data(), ckpt_path=checkpoint)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         results[run] = get_model_state_dict(module, options=options)
         results[f"{run} sharded"] = watch.sharded
     return results
+
+
+def resume_from_lacking(folder: Path) -> str:
+    """The answer to a one-file checkpoint without a key of the student."""
+    module, trainer, _ = sharded_student(1, folder, distributed_checkpoint=False)
+    content = torch.load(folder / "step=2.ckpt", weights_only=True)
+    del content["state_dict"]["network.backbone.head.fc.weight"]
+    path = folder / f"lacking_{torch.distributed.get_rank()}.ckpt"
+    torch.save(content, path)
+    try:
+        trainer.fit(module, sharded_data(), ckpt_path=path)
+    except ValueError as error:
+        return str(error)
+    return "none"
+
+
+def run_fsdp_teacher(devices: int) -> Tensor:
+    """The class centroids of a network, taken before the first step."""
+    torch.manual_seed(0)
+    module = MCMITeacher(vision_model("test_convnext", 10), 10, optimizer=sgd)
+    strategy = ModelParallelStrategy(2, 1) if devices > 1 else "auto"
+    trainer = Trainer(**QUIET, devices=devices, strategy=strategy, max_epochs=1, enable_checkpointing=False)
+    trainer.fit(module, DigitsDataModule(batch_size=4, samples_per_epoch=8, train_fraction=0.1))
+    return module.centroid_table
+
+
+def launch(kind: str, folder: Path) -> dict[Any, Any]:
+    """Run this script in two processes; the results."""
+    command = [sys.executable, __file__, kind, str(folder)]
+    # A session of its own, so that after a deadlock the second process ends as well.
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            errors = process.communicate(timeout=120)[1]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, errors
+    return torch.load(folder / "results.pt", weights_only=True)
 
 
 def main(kind: str, folder: Path) -> None:
@@ -144,6 +198,8 @@ def main(kind: str, folder: Path) -> None:
         results: dict[Any, Any] = run_ddp(devices=2)
     else:
         results = {distributed: run_fsdp(folder / str(distributed), distributed) for distributed in (True, False)}
+        results["lacking"] = resume_from_lacking(folder / "False")
+        results["centroids"] = run_fsdp_teacher(devices=2)
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")
     torch.distributed.destroy_process_group()

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd.losses import class_centroids, conditional_mutual_information
 from lit_kd.methods import Classifier, Distill, MCMIDistill, MCMITeacher
+from lit_kd.methods.base import Batch
 from lit_kd.methods.mcmi import ClassStatistics
 from lit_kd.models import vision_model
 from lit_kd.objectives import CRD, KD
@@ -96,9 +97,9 @@ def test_the_centroid_pass_leaves_batch_statistics_and_mode_alone() -> None:
     seen = []
 
     class Watch(MCMITeacher):
-        def on_train_epoch_start(self) -> None:
+        def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
             before = network.backbone.bn1.running_mean.clone()
-            super().on_train_epoch_start()
+            super().on_train_batch_start(batch, batch_idx)
             seen.append(torch.equal(network.backbone.bn1.running_mean, before) and network.training)
 
     fit(Watch(network, 3), limit_train_batches=1)
@@ -119,10 +120,10 @@ def test_other_peoples_pairs_work_and_what_needs_an_index_says_so() -> None:
     with pytest.warns(UserWarning, match="no train_eval_dataloader"):
         fit_pairs(MCMITeacher(toy_network(), 3, optimizer=sgd))
     fit_pairs(Classifier(toy_network(), 3, optimizer=sgd))
-    fit_pairs(MCMIDistill(toy_network(), toy_network(8), 3, image_size=8, optimizer=sgd))
+    fit_pairs(MCMIDistill(toy_network(), toy_network(8), 3, image_shape=(3, 8, 8), optimizer=sgd))
     crd = CRD(num_negatives=4, student_layers=["5:input"], teacher_layers=["5:input"])
     with pytest.raises(ValueError, match=r"train_samples\(\) -> \(index, label\)"):
-        fit_pairs(MCMIDistill(toy_network(), toy_network(8), 3, crd, image_size=8))
+        fit_pairs(MCMIDistill(toy_network(), toy_network(8), 3, crd, image_shape=(3, 8, 8)))
 
 
 def fit_pairs(module: Distill) -> None:
@@ -147,7 +148,7 @@ def test_a_student_learns_from_the_soft_labels_alone() -> None:
     torch.manual_seed(5)
     student = toy_network(8)
     objective = KD(weight=1.0, ce_weight=0.0, temperature=2.0)
-    module = MCMIDistill(student, teacher, 3, objective, image_size=8, optimizer=sgd)
+    module = MCMIDistill(student, teacher, 3, objective, image_shape=(3, 8, 8), optimizer=sgd)
     trainer = fit(module, ToyImages(batch_size=10, seed=1), max_epochs=12)
     result = trainer.test(module, ToyImages(), verbose=False)[0]
     assert result["test/acc"] > 0.9
@@ -155,7 +156,7 @@ def test_a_student_learns_from_the_soft_labels_alone() -> None:
 
 
 def test_omitted_classes_are_reported_one_by_one() -> None:
-    module = MCMIDistill(toy_network(), trained_teacher(), 3, image_size=8, optimizer=sgd)
+    module = MCMIDistill(toy_network(), trained_teacher(), 3, image_shape=(3, 8, 8), optimizer=sgd)
     data = ToyImages(batch_size=10, omit_classes=["green"])
     trainer = fit(module, data, max_epochs=2)
     result = trainer.test(module, data, verbose=False)[0]
@@ -174,7 +175,7 @@ def test_omitted_classes_are_reported_one_by_one() -> None:
         (lambda: MCMITeacher(toy_network(), 3, weight=-0.1), r"weight=-0\.1 \(lambda\) must not be negative"),
         (lambda: MCMITeacher(toy_network(), 3, centroids="batch"), "centroids='batch' must be 'frozen' or 'epoch'"),
         (
-            lambda: MCMIDistill(toy_network(), toy_network(num_classes=5), 3, image_size=8),
+            lambda: MCMIDistill(toy_network(), toy_network(num_classes=5), 3, image_shape=(3, 8, 8)),
             r"teacher gives logits .*5\)",
         ),
         (lambda: MCMIDistill(vision_model("resnet8", 3), vision_model("resnet8", 100), 3), "teacher has 100 classes"),

@@ -40,14 +40,14 @@ class CIFARVGG(CIFARNetwork):
         self.pool = nn.MaxPool2d(2)
         self.add_head(512, num_classes, drop_rate)
         self.initialize(linear_std=0.01)
-        self.feature_info = [
+        self.feature_info = [  # block0 is the stem: the published feature losses start at block1
             {
                 "num_chs": planes,
                 "reduction": reduction,
                 "module": f"block{i}",
                 "preact": f"block{i}.{convolutions - 1}.2:input",
             }
-            for i, (planes, reduction) in enumerate([(64, 1), (128, 2), (256, 4), (512, 8), (512, 8)])
+            for i, (planes, reduction) in enumerate([(128, 2), (256, 4), (512, 8), (512, 8)], start=1)
         ]
 
     def forward_features(self, image: Tensor) -> Tensor:

@@ -1,0 +1,102 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+
+from lit_kd.callbacks import ConfusionMatrixReport, EigenCAMPanel, ExportStudent, RandomState, RunSummary
+from lit_kd.callbacks.eigen_cam import eigen_cam
+from lit_kd.methods import Classifier, MCMITeacher
+from lit_kd.models import load_exported, vision_model
+from toy import ToyImages, fit, quiet_trainer, toy_network
+
+DATA = {"batch_size": 20, "val_fraction": 0.2}
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "curves.csv").open()))
+
+
+def test_summary_has_the_metrics_of_each_epoch_in_its_own_row(tmp_path: Path) -> None:
+    module = MCMITeacher(toy_network(), 3, measure_every_n_epochs=2)
+    fit(module, ToyImages(**DATA), max_epochs=4, callbacks=[RunSummary()], default_root_dir=tmp_path)
+    table = rows(tmp_path)
+    assert [row["epoch"] for row in table] == ["0", "1", "2", "3"]
+    assert [row["train_set/cmi"] == "nan" for row in table] == [True, False, True, False]
+    assert len({row["val/nll"] for row in table}) == 4
+    assert "| val/acc |" in (tmp_path / "summary.md").read_text()
+    assert Image.open(tmp_path / "curves.png").size[0] > 300
+
+
+def test_summary_goes_on_after_a_resume(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, filename="last")
+    settings = {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    fit(Classifier(toy_network(), 3), ToyImages(**DATA), max_epochs=2, callbacks=[RunSummary(), checkpoint], **settings)
+    first = rows(tmp_path)
+    trainer = quiet_trainer(max_epochs=3, callbacks=[RunSummary()], default_root_dir=tmp_path)
+    trainer.fit(Classifier(toy_network(), 3), datamodule=ToyImages(**DATA), ckpt_path=tmp_path / "last.ckpt")
+    resumed = rows(tmp_path)
+    assert len(resumed) == 3 and resumed[0] == first[0]
+    assert (resumed[1]["epoch"], resumed[1]["val/nll"]) == ("1", first[1]["val/nll"])
+
+
+def test_export_at_the_end_of_a_fit_loads_back_with_one_call(tmp_path: Path) -> None:
+    network = vision_model("resnet8", 3)
+    fit(Classifier(network, 3), ToyImages(**DATA), callbacks=[ExportStudent(str(tmp_path / "out"))])
+    image = torch.rand(2, 3, 8, 8)
+    assert torch.equal(load_exported(tmp_path / "out")(image), network.eval()(image))
+    description = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert description["class_names"] == ["red", "green", "blue"] and "val/acc" in description["metrics"]
+
+
+def test_confusion_report_counts_every_test_image_once(tmp_path: Path) -> None:
+    trainer = quiet_trainer(callbacks=[ConfusionMatrixReport()], default_root_dir=tmp_path)
+    trainer.test(Classifier(toy_network(), 3), datamodule=ToyImages(), verbose=False)
+    table = list(csv.reader((tmp_path / "confusion.csv").open()))
+    assert [row[0] for row in table[1:]] == ["red", "green", "blue"]
+    assert [sum(map(int, row[1:])) for row in table[1:]] == [11, 10, 10]
+    assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
+def test_eigen_cam_finds_the_direction_of_largest_variance() -> None:
+    pattern = torch.zeros(4, 4)
+    pattern[1:3, 1:3] = 1
+    activations = pattern * torch.tensor([3.0, -2.0, 1.0]).view(3, 1, 1) + 0.01 * torch.rand(3, 4, 4)
+    maps = eigen_cam(torch.stack([activations, -activations]), (4, 4))
+    for found in maps:  # the sign of a singular vector is arbitrary, that of the map is not
+        assert found.max() == 1 and found.min() == 0
+        assert found[1:3, 1:3].min() > 0.9 and found[0].max() < 0.1
+
+
+def test_eigen_cam_panel_is_drawn_for_images_of_one_class(tmp_path: Path) -> None:
+    panel = EigenCAMPanel(toy_network(), class_index=1, num_images=4, layer="1")
+    fit(Classifier(toy_network(), 3), ToyImages(**DATA), callbacks=[panel], default_root_dir=tmp_path)
+    width, height = Image.open(tmp_path / "eigen_cam_green.png").size
+    assert width > height > 300
+    with pytest.raises(ValueError, match="no sub-module 'layer3'"):
+        fit(Classifier(toy_network(), 3), callbacks=[EigenCAMPanel(toy_network(), layer="layer3")])
+    with pytest.raises(ValueError, match="no image of class_index=7"):
+        fit(Classifier(toy_network(), 3), callbacks=[EigenCAMPanel(toy_network(), class_index=7, layer="1")])
+
+
+def test_random_state_comes_with_every_method_and_is_restored_when_training_starts(tmp_path: Path) -> None:
+    seed_everything(3)
+    module = Classifier(toy_network(dropout=0.5), 3)
+    trainer = fit(module, ToyImages(**DATA))
+    assert any(isinstance(callback, RandomState) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    after = torch.rand(3)
+    torch.manual_seed(99)
+    drawn: list[torch.Tensor] = []
+
+    class Watch(Classifier):
+        def on_train_start(self) -> None:
+            drawn.append(torch.rand(3))
+
+    resumed = Watch(toy_network(dropout=0.5), 3)
+    quiet_trainer(max_epochs=2).fit(resumed, datamodule=ToyImages(**DATA), ckpt_path=tmp_path / "a.ckpt")
+    assert torch.equal(drawn[0], after)

@@ -1,0 +1,72 @@
+import ast
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lit_kd
+
+PACKAGE = Path(lit_kd.__file__).parent
+# Imports go down this list only.
+LAYERS = [
+    "cli",
+    "methods",
+    "objectives",
+    "callbacks",
+    "datamodules",
+    "attacks",
+    "language",
+    "models",
+    "losses",
+    "files",
+]
+MODULES = [name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "lit_kd.") if name != "lit_kd.__main__"]
+
+
+def layer(module: str) -> int | None:
+    parts = module.split(".")
+    return LAYERS.index(parts[1]) if len(parts) > 1 and parts[1] in LAYERS else None
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path) -> None:
+    own = layer("lit_kd." + path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."))
+    if own is None:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            target = layer(name) if name.startswith("lit_kd") else None
+            assert target is None or target >= own, f"{path.name} imports {name} upwards"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("lit_kd.losses")])
+def test_docstring_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_public_names_are_lazy_and_all_there() -> None:
+    assert all(getattr(lit_kd, name) is not None for name in lit_kd.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'MCMIDistil'"):
+        lit_kd.MCMIDistil  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import lit_kd", {"torch", "timm", "transformers", "torchattacks", "lightning"}),
+        ("import lit_kd.losses", {"timm", "transformers", "lightning"}),
+        ("import sys; sys.argv = ['lit-kd', '--help']; import lit_kd.cli as c\ntry: c.main()\nexcept SystemExit: pass",
+         {"transformers", "torchattacks", "datasets", "pytorch_grad_cam", "sklearn"}),
+    ],
+)  # fmt: skip
+def test_light_imports(code: str, absent: set[str]) -> None:
+    check = f"{code}\nimport sys; print('FOUND', sorted({absent!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.splitlines()[-1] == "FOUND []"
