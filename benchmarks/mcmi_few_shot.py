@@ -3,7 +3,7 @@
     python -m benchmarks.mcmi_few_shot --root CIFAR10_FOLDER --checkpoint RESNET56_WEIGHTS --out runs/mcmi_few_shot
 
 1. ``adapted``: resnet56 from the file, cross-entropy on these images.
-2. From ``adapted``, with equal epochs and schedule: ``mll`` (lambda = 0, plain cross-entropy) and ``mcmi`` (lambda > 0).
+2. From ``adapted``, with equal epochs and schedule: ``mll`` (lambda = 0, cross-entropy) and ``mcmi`` (lambda > 0).
 3. resnet20 on ``train_fraction`` of the training images by KD from each, and by cross-entropy alone, over several
    seeds. A seed fixes subset, initialisation and order, so the runs of one seed are paired. Last-epoch test accuracy.
 
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mcmi_few_shot"))
     parser.add_argument("--adapt-epochs", type=int, default=1)
     parser.add_argument("--teacher-epochs", type=int, default=3)
-    parser.add_argument("--student-epochs", type=int, default=60)
+    parser.add_argument("--student-epochs", type=int, default=36)
     parser.add_argument("--teacher-lr", type=float, default=0.02)
     parser.add_argument("--weight", type=float, default=0.25, help="lambda")
     parser.add_argument("--train-fraction", type=float, default=0.05)
@@ -138,10 +138,10 @@ def main() -> None:
         "mll": teacher(args, "mll", adapted, 0.0, args.teacher_epochs),
         "mcmi": teacher(args, "mcmi", adapted, args.weight, args.teacher_epochs),
     }
-    students: dict[str, list[float]] = {"alone": [], "mll": [], "mcmi": []}
-    for seed in range(args.seeds):
-        for name, accuracy in students.items():
-            accuracy.append(student(args, name, seed)["test/acc"] * 100)
+    students = {
+        name: [student(args, name, seed)["test/acc"] * 100 for seed in range(args.seeds)]
+        for name in ("mll", "mcmi", "alone")
+    }
     print(table(teachers, students))
 
 

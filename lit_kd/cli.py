@@ -21,7 +21,6 @@ with patch.object(RequirementCache, "__bool__", _is_met):
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from jsonargparse import set_parsing_settings
 
 # Imported for their effect: `class_path: MCMIDistill` finds a class by its short name once it is imported.
 import lit_kd.callbacks
@@ -98,5 +97,4 @@ def main(args: ArgsType = None) -> None:
     """Run the command line; ``args`` as a list of words replaces ``sys.argv``."""
     warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")  # no validation set
     warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")  # Lightning 2.6 under torch 2.14
-    set_parsing_settings(add_print_completion_argument=True)
     LitKDCLI(args)

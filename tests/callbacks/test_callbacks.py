@@ -7,12 +7,12 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from toy import ToyImages, fit, quiet_trainer, toy_network
 
 from lit_kd.callbacks import ConfusionMatrixReport, EigenCAMPanel, ExportStudent, RandomState, RunSummary
 from lit_kd.callbacks.eigen_cam import eigen_cam
 from lit_kd.methods import Classifier, MCMITeacher
 from lit_kd.models import load_exported, vision_model
-from toy import ToyImages, fit, quiet_trainer, toy_network
 
 DATA = {"batch_size": 20, "val_fraction": 0.2}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
 from datamodules.tiny_files import CIFAR10_CLASSES, WNIDS, class_folders, tiny_imagenet, write
+
 from lit_kd.cli import main
 from lit_kd.models import vision_model
 

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
+from toy import ToyImages, fit, quiet_trainer, toy_network, weights
 
 from lit_kd.losses import class_centroids, conditional_mutual_information
 from lit_kd.methods import Classifier, Distill, MCMIDistill, MCMITeacher
@@ -14,7 +15,6 @@ from lit_kd.methods.base import Batch
 from lit_kd.methods.mcmi import ClassStatistics
 from lit_kd.models import vision_model
 from lit_kd.objectives import CRD, KD
-from toy import ToyImages, fit, quiet_trainer, toy_network, weights
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(50, 4, generator=GENERATOR)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from toy import ToyImages, fit, toy_network, weights
 
 from lit_kd import objectives
 from lit_kd.datamodules.loading import InMemoryImages
@@ -10,7 +11,6 @@ from lit_kd.losses import kd_loss
 from lit_kd.methods import MCMIDistill
 from lit_kd.models import vision_model
 from lit_kd.objectives import CRD, DKD, KD, VID, FitNet, Objective, ReviewKD
-from toy import ToyImages, fit, toy_network, weights
 
 PUBLISHED = {
     "KD": (0.9, 0.1),

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from toy import toy_network
 
 from lit_kd.models import VisionModel, load_checkpoint, load_exported, save_exported, vision_model
-from toy import toy_network
 
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -1,0 +1,56 @@
+"""What the README and the pages tell a reader to type works."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lit_kd.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^lit-kd .*$", TEXT, re.MULTILINE)]
+DIGITS = [line for line in COMMANDS if "configs/mcmi/digits" in line]
+QUICK = "--trainer.enable_progress_bar false --trainer.enable_model_summary false"
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    assert len(DIGITS) >= 5
+    for line in DIGITS:
+        main(shlex.split(f"{line.removeprefix('lit-kd ')} {QUICK}"))
+    for run in ("teacher", "mcmi_teacher", "student"):
+        assert (tmp_path / "runs" / "digits" / run / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("line", sorted({line for line in COMMANDS if " -c " in line} - set(DIGITS)))
+def test_other_commands_name_files_and_options_that_exist(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(line)[1:]]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--print_config"])
+    assert stop.value.code == 0, capsys.readouterr().err
+
+
+def test_the_example_of_reuse_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / "reuse.py"), run_name="__main__")
+    accuracy = re.search(r"test/acc\W+([\d.]+)", capsys.readouterr().out)
+    assert accuracy is not None
+    assert float(accuracy[1]) > 0.7
+
+
+def test_links_point_at_files() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
