@@ -3,7 +3,8 @@
     python -m benchmarks.mcmi_few_shot --root CIFAR10_FOLDER --checkpoint RESNET56_WEIGHTS --out runs/mcmi_few_shot
 
 1. ``adapted``: resnet56 from the file, cross-entropy on these images.
-2. From ``adapted``, with equal epochs and schedule: ``mll`` (lambda = 0, cross-entropy) and ``mcmi`` (lambda > 0).
+2. From ``adapted``, with equal epochs and schedule: ``mll`` (lambda = 0, cross-entropy), ``mcmi`` (lambda > 0, frozen
+   centroids, as in the paper) and ``mcmi_epoch`` (centroids taken anew before each epoch).
 3. resnet20 on ``train_fraction`` of the training images by KD from each, and by cross-entropy alone, over several
    seeds. A seed fixes subset, initialisation and order, so the runs of one seed are paired. Last-epoch test accuracy.
 
@@ -15,7 +16,7 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
@@ -60,9 +61,14 @@ def once(out: Path, name: str, start: Callable[[], dict[str, float]]) -> dict[st
 
 
 def teacher(
-    args: argparse.Namespace, name: str, checkpoint: str | Path, weight: float, epochs: int
+    args: argparse.Namespace,
+    name: str,
+    checkpoint: str | Path,
+    epochs: int,
+    weight: float = 0.0,
+    centroids: Literal["frozen", "epoch"] = "frozen",
 ) -> dict[str, float]:
-    """One stage of the teacher, seeded alike for both branches."""
+    """One stage of the teacher, seeded alike for all branches."""
 
     def start() -> dict[str, float]:
         seed_everything(0)
@@ -70,6 +76,7 @@ def teacher(
             network("resnet56", checkpoint),
             num_classes=10,
             weight=weight,
+            centroids=centroids,
             measure_every_n_epochs=epochs,
             optimizer=lambda parameters: SGD(parameters, lr=args.teacher_lr, momentum=0.9, weight_decay=5e-4),
             lr_scheduler=lambda optimizer: CosineAnnealingLR(optimizer, T_max=epochs),
@@ -129,18 +136,23 @@ def main() -> None:
     parser.add_argument("--weight", type=float, default=0.25, help="lambda")
     parser.add_argument("--train-fraction", type=float, default=0.05)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teachers", nargs="+", default=["mll", "mcmi", "mcmi_epoch"])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {vars(args)}")
-    teacher(args, "adapted", args.checkpoint, 0.0, args.adapt_epochs)
-    adapted = args.out / "adapted.ckpt"
+    teacher(args, "adapted", args.checkpoint, args.adapt_epochs)
+    branches: dict[str, dict[str, Any]] = {
+        "mll": {},
+        "mcmi": {"weight": args.weight},
+        "mcmi_epoch": {"weight": args.weight, "centroids": "epoch"},
+    }
     teachers = {
-        "mll": teacher(args, "mll", adapted, 0.0, args.teacher_epochs),
-        "mcmi": teacher(args, "mcmi", adapted, args.weight, args.teacher_epochs),
+        name: teacher(args, name, args.out / "adapted.ckpt", args.teacher_epochs, **branches[name])
+        for name in args.teachers
     }
     students = {
         name: [student(args, name, seed)["test/acc"] * 100 for seed in range(args.seeds)]
-        for name in ("mll", "mcmi", "alone")
+        for name in (*args.teachers, "alone")
     }
     print(table(teachers, students))
 
