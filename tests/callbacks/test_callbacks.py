@@ -7,9 +7,17 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from safetensors.torch import load_file
 from toy import ToyImages, fit, quiet_trainer, toy_network
 
-from lit_kd.callbacks import ConfusionMatrixReport, EigenCAMPanel, ExportStudent, RandomState, RunSummary
+from lit_kd.callbacks import (
+    ConfusionMatrixReport,
+    EigenCAMPanel,
+    ExportStudent,
+    PredictionsWriter,
+    RandomState,
+    RunSummary,
+)
 from lit_kd.callbacks.eigen_cam import eigen_cam
 from lit_kd.methods import Classifier, MCMITeacher
 from lit_kd.models import load_exported, vision_model
@@ -60,6 +68,16 @@ def test_confusion_report_counts_every_test_image_once(tmp_path: Path) -> None:
     assert [row[0] for row in table[1:]] == ["red", "green", "blue"]
     assert [sum(map(int, row[1:])) for row in table[1:]] == [11, 10, 10]
     assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
+def test_predictions_are_written_one_row_a_sample(tmp_path: Path) -> None:
+    module = Classifier(toy_network(), 3)
+    trainer = quiet_trainer(callbacks=[PredictionsWriter()], default_root_dir=tmp_path)
+    trainer.predict(module, datamodule=ToyImages(eval_batch_size=10), return_predictions=False)
+    written = load_file(tmp_path / "predictions.safetensors")
+    assert written["index"].tolist() == list(range(31))
+    assert torch.equal(written["prediction"], written["probability"].argmax(1))
+    torch.testing.assert_close(written["probability"].sum(1), torch.ones(31))
 
 
 def test_eigen_cam_finds_the_direction_of_largest_variance() -> None:
