@@ -1,0 +1,290 @@
+"""What every attack shares: its result, the mode of the attacked network, the checks and the objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_kd.models.modes import eval_mode
+
+Norm = Literal["linf", "l2"]
+Loss = Literal["ce", "margin", "dlr"]
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack found for each of B samples.
+
+    Attributes:
+        adversarial: (B, C, H, W) in [0, 1]. Attacks within a ball give the best iterate, whether it succeeds or not;
+            minimal-norm attacks give the clean image where they fail.
+        success: (B,) bool: ``adversarial``, as returned, is not classified as the label (is, as the target).
+        l2: (B,) distance of ``adversarial`` from the image, in pixel units.
+        linf: (B,) likewise.
+        zero_gradient: (B,) bool: at the attack's first step the whole gradient was exactly 0.
+        queries: (B,) int64: forward passes that the sample took.
+    """
+
+    adversarial: Tensor
+    success: Tensor
+    l2: Tensor
+    linf: Tensor
+    zero_gradient: Tensor
+    queries: Tensor
+
+
+@contextmanager
+def attack_mode(model: nn.Module) -> Iterator[None]:
+    """The network as an attack needs it; every flag is restored at the end, also after an exception.
+
+    Eval mode, gradients on (even under ``no_grad`` or in Lightning's test loop, which runs in inference mode),
+    parameters frozen, autocast off.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    device = next((tensor.device.type for tensor in chain(model.parameters(), model.buffers())), "cpu")
+    with (
+        eval_mode(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device, enabled=False),
+    ):
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, requires_grad in flags:
+                parameter.requires_grad_(requires_grad)
+
+
+# Objectives: an attack raises them, and a positive margin is a success
+
+
+def margin(logits: Tensor, label: Tensor, target: Tensor | None = None) -> Tensor:
+    """``max_{j != y} z_j - z_y`` (B,), or ``z_t - max_{j != t} z_j`` for a target; logits (B, C)."""
+    aim = label if target is None else target
+    own = logits.gather(1, aim[:, None]).squeeze(1)
+    # -inf and not 0 for the masked class: a product with the one-hot lets 0 win where all logits are negative.
+    other = logits.scatter(1, aim[:, None], -torch.inf).amax(1)
+    return other - own if target is None else own - other
+
+
+def dlr(logits: Tensor, label: Tensor, target: Tensor | None = None) -> Tensor:
+    """Difference of logits ratio (Croce and Hein, arXiv:2003.01690), invariant to shift and scale of logits (B, C).
+
+    ``(max_{j != y} z_j - z_y) / (z_(1) - z_(3))``, or ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` for a target.
+    Where the label ranks third or lower the ratio is constant, or nearly: there the plain margin stands.
+    """
+    top = logits.topk(3 if target is None else 4, dim=1).values
+    own = logits.gather(1, label[:, None]).squeeze(1)
+    if target is None:
+        gap = margin(logits, label)
+        ratio = gap / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
+        return torch.where(own > top[:, 2], ratio, gap)
+    gap = logits.gather(1, target[:, None]).squeeze(1) - own
+    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=1e-12)
+
+
+def objective(loss: Loss, logits: Tensor, label: Tensor, target: Tensor | None, temperature: float) -> Tensor:
+    """The loss of each sample (B,), to be raised. Only cross-entropy depends on the temperature."""
+    if loss == "margin":
+        return margin(logits, label, target)
+    if loss == "dlr":
+        return dlr(logits, label, target)
+    aim, sign = (label, 1) if target is None else (target, -1)
+    return sign * F.cross_entropy(logits / temperature, aim, reduction="none")
+
+
+def min_classes(loss: Loss, target: Tensor | None) -> int:
+    """Fewest classes for which the loss is defined."""
+    return 2 if loss != "dlr" else 3 if target is None else 4
+
+
+# Geometry; per-sample numbers broadcast over (B, C, H, W)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B, 1, 1, 1)."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def l2_norm(difference: Tensor) -> Tensor:
+    """(B,) Euclidean norms."""
+    return difference.flatten(1).norm(dim=1)
+
+
+def project(candidate: Tensor, image: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The nearest point of the ball around ``image``, clipped to [0, 1] (which never leaves the ball)."""
+    if norm == "linf":
+        return torch.minimum(torch.maximum(candidate, image - eps), image + eps).clamp(0, 1)
+    difference = candidate - image
+    scale = (eps / l2_norm(difference).clamp(min=1e-12)).clamp(max=1)
+    return (image + difference * per_sample(scale, image)).clamp(0, 1)
+
+
+def direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """Steepest ascent of length 1 in the norm; 0 where the gradient is 0."""
+    if norm == "linf":
+        return gradient.sign()
+    return gradient / per_sample(l2_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny), gradient)
+
+
+def random_start(image: Tensor, index: Tensor, seed: int, restart: int, eps: float, norm: Norm) -> Tensor:
+    """A uniform point of the ball, clipped to [0, 1]: a function of (seed, restart, index) and not of the batch."""
+    shape = tuple(image.shape[1:])
+    rows = []
+    for i in index.tolist():
+        generator = np.random.default_rng([seed, restart, i])
+        if norm == "linf":
+            rows.append(generator.uniform(-eps, eps, shape))
+        else:
+            point = generator.standard_normal(shape)
+            radius = eps * generator.uniform() ** (1 / point.size)
+            rows.append(point * (radius / np.linalg.norm(point)))
+    return project(image + torch.from_numpy(np.stack(rows)).to(image), image, eps, norm)
+
+
+def is_zero(gradient: Tensor) -> Tensor:
+    """(B,) bool: the whole gradient of the sample is exactly 0."""
+    return (gradient == 0).flatten(1).all(1)
+
+
+# The run: checks, chunks, the verdict on what is returned
+
+# (image, label, target, index) of one chunk -> adversarial, zero_gradient (B,), queries (B,)
+Search = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def run_attack(
+    search: Search,
+    model: nn.Module,
+    image: Tensor,
+    label: Tensor,
+    target: Tensor | None,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+    classes: int = 2,
+) -> AttackResult:
+    """Check the input, run ``search`` in :func:`attack_mode` chunk by chunk, and judge what it returns.
+
+    Raises:
+        ValueError: images outside [0, 1], labels outside the classes, fewer than ``classes`` logits, probabilities
+            instead of logits, a batch size below 1.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    index = torch.arange(len(image)) if index is None else index
+    check_images(image)
+    with attack_mode(model):
+        # An inference tensor can not enter a graph, a view of it neither; clamped by less than the tolerance.
+        image, label = image.detach().clone().clamp_(0, 1), label.detach().clone()
+        target = None if target is None else target.detach().clone()
+        if len(image):
+            check_network(model, image[:1], label, target, classes)
+        size = batch_size or max(len(image), 1)
+        parts = []
+        for at in range(0, max(len(image), 1), size):
+            rows = slice(at, at + size)
+            parts.append(
+                _run_chunk(
+                    search, model, image[rows], label[rows], None if target is None else target[rows], index[rows]
+                )
+            )
+    joined = {field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(AttackResult)}
+    return AttackResult(**joined)
+
+
+def _run_chunk(
+    search: Search, model: nn.Module, image: Tensor, label: Tensor, target: Tensor | None, index: Tensor
+) -> AttackResult:
+    if len(image):
+        adversarial, zero_gradient, queries = search(image, label, target, index)
+        with torch.no_grad():
+            prediction = model(adversarial).argmax(1)
+    else:
+        adversarial, zero_gradient, queries = image, label.bool(), label
+        prediction = label
+    difference = adversarial - image
+    return AttackResult(
+        adversarial,
+        prediction != label if target is None else prediction == target,
+        l2_norm(difference),
+        difference.flatten(1).abs().amax(1) if len(image) else l2_norm(difference),
+        zero_gradient,
+        queries,
+    )
+
+
+def check_images(image: Tensor) -> None:
+    """Raise a ValueError unless images are float32 or float64 (B, C, H, W) in [0, 1], up to a rounding of 1e-6."""
+    if image.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"Images of {image.dtype}: an attack needs float32 or float64 pixels in [0, 1].")
+    if image.dim() != 4:
+        raise ValueError(f"Images of shape {tuple(image.shape)}: an attack needs (B, C, H, W).")
+    if len(image):
+        low, high = image.aminmax()
+        if not (low >= -1e-6 and high <= 1 + 1e-6):  # NaN fails, too
+            raise ValueError(
+                f"Images span [{low:.3g}, {high:.3g}] and an attack needs pixels in [0, 1]: divide 0..255 by 255, and "
+                "give the normalisation to the network (lit_kd.models.vision_model, PixelModel)."
+            )
+
+
+def check_network(model: nn.Module, image: Tensor, label: Tensor, target: Tensor | None, classes: int) -> None:
+    """Raise a ValueError unless the network gives logits, enough of them for the labels and for the loss."""
+    with torch.no_grad():
+        logits = model(image)
+    if logits.dim() != 2:
+        raise ValueError(f"The network gives an output of shape {tuple(logits.shape)}: an attack needs logits (B, C).")
+    if not torch.isfinite(logits).all():
+        raise ValueError("The network gives logits that are not finite: there is nothing to attack.")
+    check_logits(logits)
+    count = logits.shape[1]
+    if count < classes:
+        raise ValueError(
+            f"The network has {count} classes and this loss needs {classes}: take loss='margin', defined for any."
+        )
+    for name, values in (("label", label), ("target", target)):
+        if values is None:
+            continue
+        if values.dtype != torch.int64 or values.dim() != 1:
+            raise ValueError(f"{name} must be int64 (B,), got {values.dtype} {tuple(values.shape)}.")
+        if values.min() < 0 or values.max() >= count:
+            raise ValueError(
+                f"{name} spans [{values.min()}, {values.max()}] but the network has {count} classes, 0 to {count - 1}."
+            )
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise a ValueError where the output (B, C) looks like probabilities: their gradients vanish by saturation."""
+    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-4).all():
+        raise ValueError(
+            "The network gives probabilities (in [0, 1], sum 1): an attack needs logits, remove the softmax at its end."
+        )
+
+
+def check_budget(eps: float, norm: Norm, image: Tensor) -> None:
+    """Raise a ValueError for an eps that is not a distance between images in [0, 1]."""
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"norm={norm!r} must be 'linf' or 'l2'.")
+    largest = 1.0 if norm == "linf" else image[:1].numel() ** 0.5
+    if not 0 <= eps <= max(largest, 1.0):
+        raise ValueError(
+            f"eps={eps} must lie in [0, {largest:.4g}], the {norm} distances of pixels in [0, 1]: write 8/255, not 8."
+        )
+
+
+def check_loss(loss: Loss, temperature: float) -> None:
+    """Raise a ValueError for an unknown loss or a temperature that is not positive."""
+    if loss not in ("ce", "margin", "dlr"):
+        raise ValueError(f"loss={loss!r} must be 'ce', 'margin' or 'dlr'.")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be positive.")
