@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "lit_kd.methods": ("Classifier", "Distill", "MCMIDistill", "MCMITeacher"),
+    "lit_kd.methods": ("Classifier", "DefensiveDistill", "Distill", "MCMIDistill", "MCMITeacher"),
     "lit_kd.datamodules": (
         "CIFAR10DataModule",
         "CIFAR100DataModule",
@@ -20,9 +20,11 @@ _PUBLIC = {
     "lit_kd.models": (
         "FeatureTaps",
         "FrozenTeacher",
+        "PixelModel",
         "load_checkpoint",
         "load_exported",
         "save_exported",
+        "torchvision_model",
         "vision_model",
     ),
 }

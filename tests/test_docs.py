@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^lit-kd .*$", TEXT, re.MULTILINE)]
-DIGITS = [line for line in COMMANDS if "configs/mcmi/digits" in line]
+DIGITS = [line for line in COMMANDS if "/digits" in line]
 QUICK = "--trainer.enable_progress_bar false --trainer.enable_model_summary false"
 
 
@@ -38,8 +38,9 @@ def test_the_readmes_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.M
     for line in dict.fromkeys(lines):
         words = f"{line.removeprefix('lit-kd ').replace(whole_run, 'epoch=0-step=2.ckpt')} {QUICK}"
         main(shlex.split(f"{words} --trainer.max_epochs 1 --trainer.limit_train_batches 2"))
-    for run in ("teacher", "mcmi_teacher", "student"):
-        assert (tmp_path / "runs" / "digits" / run / "export" / "model.safetensors").is_file()
+    for run in ("digits/teacher", "digits/mcmi_teacher", "digits/student", "digits_defensive/student"):
+        assert (tmp_path / "runs" / run / "export" / "model.safetensors").is_file()
+    assert (tmp_path / "runs" / "digits_defensive" / "student" / "robustness.png").is_file()
 
 
 @pytest.mark.parametrize("line", sorted({line for line in COMMANDS if " -c " in line} - set(DIGITS)))

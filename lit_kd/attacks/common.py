@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -198,8 +199,8 @@ def run_attack(
                     search, model, image[rows], label[rows], None if target is None else target[rows], index[rows]
                 )
             )
-    joined = {field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(AttackResult)}
-    return AttackResult(**joined)
+        # Here, as outside of the mode they could become inference tensors.
+        return AttackResult(*(torch.cat([getattr(p, field.name) for p in parts]) for field in fields(AttackResult)))
 
 
 def _run_chunk(
@@ -250,7 +251,7 @@ def check_network(model: nn.Module, image: Tensor, label: Tensor, target: Tensor
     count = logits.shape[1]
     if count < classes:
         raise ValueError(
-            f"The network has {count} classes and this loss needs {classes}: take loss='margin', defined for any."
+            f"The network has {count} classes and loss='dlr' needs {classes}: take loss='margin', defined for any."
         )
     for name, values in (("label", label), ("target", target)):
         if values is None:
@@ -275,8 +276,8 @@ def check_budget(eps: float, norm: Norm, image: Tensor) -> None:
     """Raise a ValueError for an eps that is not a distance between images in [0, 1]."""
     if norm not in ("linf", "l2"):
         raise ValueError(f"norm={norm!r} must be 'linf' or 'l2'.")
-    largest = 1.0 if norm == "linf" else image[:1].numel() ** 0.5
-    if not 0 <= eps <= max(largest, 1.0):
+    largest = 1.0 if norm == "linf" else math.prod(image.shape[1:]) ** 0.5
+    if not 0 <= eps <= largest:
         raise ValueError(
             f"eps={eps} must lie in [0, {largest:.4g}], the {norm} distances of pixels in [0, 1]: write 8/255, not 8."
         )
@@ -288,3 +289,11 @@ def check_loss(loss: Loss, temperature: float) -> None:
         raise ValueError(f"loss={loss!r} must be 'ce', 'margin' or 'dlr'.")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be positive.")
+
+
+def check_counts(**counts: int) -> None:
+    """Raise a ValueError for a number of ``steps`` below 0 or of anything else below 1."""
+    for name, count in counts.items():
+        least = 0 if name == "steps" else 1
+        if count < least:
+            raise ValueError(f"{name}={count} must be at least {least}.")

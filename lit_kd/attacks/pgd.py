@@ -10,6 +10,7 @@ from lit_kd.attacks.common import (
     Loss,
     Norm,
     check_budget,
+    check_counts,
     check_loss,
     direction,
     is_zero,
@@ -71,9 +72,7 @@ def pgd(
     """
     check_budget(eps, norm, image)
     check_loss(loss, temperature)
-    for name, count, least in (("steps", steps, 0), ("restarts", restarts, 1)):
-        if count < least:
-            raise ValueError(f"{name}={count} must be at least {least}.")
+    check_counts(steps=steps, restarts=restarts)
     step_size = eps / 4 if alpha is None else alpha
 
     def search(image: Tensor, label: Tensor, target: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lit_kd.datamodules.base import ImageDataModule, Split
 from lit_kd.datamodules.decoding import decode_images, is_image, list_files, read_files
 from lit_kd.datamodules.loading import InMemoryImages
+from lit_kd.models.pixels import imagenet_labels, imagenet_names, imagenet_wnids
 
 
 class TinyImageNetDataModule(ImageDataModule):
@@ -20,6 +21,11 @@ class TinyImageNetDataModule(ImageDataModule):
     The official val split is the test set, as the official test split has no labels. Classes are numbered by
     sorted WordNet id in every split and named by their first word in `words.txt` (by all words where two
     share the first).
+
+    Two protocols test a network with ImageNet's 1000 logits; say which, as the numbers differ. "1000-way":
+    `label_space="imagenet"`, the argmax over all 1000. "Restricted 200-way", which is easier: the default labels,
+    and a network with the logits of these classes alone (`torchvision_model(..., wnids=root)`). Such networks may
+    have been trained on these very images, which are ImageNet's, made smaller.
     """
 
     image_size = 64
@@ -28,7 +34,12 @@ class TinyImageNetDataModule(ImageDataModule):
     crop_padding = 8
 
     def __init__(
-        self, *, root: str | Path = "data/tiny-imagenet-200", checksum: str | None = None, **settings: Any
+        self,
+        *,
+        root: str | Path = "data/tiny-imagenet-200",
+        checksum: str | None = None,
+        label_space: Literal["tiny", "imagenet"] = "tiny",
+        **settings: Any,
     ) -> None:
         """Check the arguments; the files are read in `setup`.
 
@@ -36,18 +47,27 @@ class TinyImageNetDataModule(ImageDataModule):
             root: The folder `tiny-imagenet-200`, a folder that holds it, or `tiny-imagenet-200.zip`.
             checksum: md5 or sha256 of the zip archive in hex, verified before anything is read (official md5:
                 90528d7ca1a48142e341f4ef8d21d0de). The CRC of each file in an archive is verified in any case.
+            label_space: "tiny": labels 0 to 199, by sorted WordNet id. "imagenet", for tests only: the same classes
+                under ImageNet's labels, 0 to 999, and names.
             **settings: Arguments of `ImageDataModule`. Training images are padded by 8, cropped and flipped.
 
         Raises:
             FileNotFoundError: In `setup`, if `root` does not exist.
-            ValueError: As `ImageDataModule`; if a file is damaged, missing or names an unknown class.
+            ValueError: As `ImageDataModule`; if a file is damaged, missing or names an unknown class; in
+                ImageNet's label space, if `omit_classes` is given, the stage is not a test or prediction, or a
+                class is not among ImageNet's 1000.
         """
         root = str(root)  # a plain string in the checkpoint: weights_only loading refuses paths
         super().__init__(**settings)
         if checksum is not None and len(checksum) not in (32, 64):
             raise ValueError(f"checksum={checksum} is neither an md5 (32 hex digits) nor a sha256 (64).")
+        if label_space not in ("tiny", "imagenet"):
+            raise ValueError(f"label_space={label_space!r} must be 'tiny' or 'imagenet'.")
+        if label_space == "imagenet" and self.omit_classes:
+            raise ValueError("omit_classes concerns training, which label_space='imagenet' has none of: leave it out.")
         self.root = Path(root)
         self.checksum = checksum
+        self.label_space = label_space
 
     def prepare_data(self) -> None:
         """Verify the checksum of the archive, if one was given."""
@@ -62,8 +82,13 @@ class TinyImageNetDataModule(ImageDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of lines in `wnids.txt`: 200, fewer in a subset."""
-        return len(self._wnids)
+        """Number of lines in `wnids.txt` (200, fewer in a subset), or ImageNet's 1000."""
+        return len(self.wnids) if self.label_space == "tiny" else len(imagenet_wnids())
+
+    @cached_property
+    def wnids(self) -> list[str]:
+        """WordNet ids of the classes, sorted."""
+        return sorted(self._read_lines("wnids.txt"))
 
     @cached_property
     def _files(self) -> list[str]:
@@ -78,10 +103,6 @@ class TinyImageNetDataModule(ImageDataModule):
             raise ValueError(f"root={self.root} has no wnids.txt: give the official folder or zip of Tiny ImageNet.")
         return found[0].removesuffix("wnids.txt")
 
-    @cached_property
-    def _wnids(self) -> list[str]:
-        return sorted(self._read_lines("wnids.txt"))
-
     def _read_lines(self, name: str) -> list[str]:
         (data,) = read_files(self.root, [self._prefix + name])
         return [line.rstrip("\r") for line in data.decode().split("\n") if line.strip()]
@@ -89,6 +110,11 @@ class TinyImageNetDataModule(ImageDataModule):
     def load(self, split: Split) -> InMemoryImages:
         """Read one split into memory."""
         if split == "train":
+            if self.label_space == "imagenet":
+                raise ValueError(
+                    f"label_space='imagenet' is for tests: of its 1000 classes only {len(self.wnids)} have samples to "
+                    "train on or validate with, so leave it out there."
+                )
             start = f"{self._prefix}train/"
             names = [name for name in self._files if name.startswith(start) and is_image(name)]
             wnids = [name.removeprefix(start).partition("/")[0] for name in names]
@@ -96,14 +122,18 @@ class TinyImageNetDataModule(ImageDataModule):
             rows = [f"{line}\t".split("\t") for line in self._read_lines("val/val_annotations.txt")]
             names = [f"{self._prefix}val/images/{row[0]}" for row in rows]
             wnids = [row[1] for row in rows]
-        if unknown := set(wnids) - set(self._wnids):
+        if unknown := set(wnids) - set(self.wnids):
             raise ValueError(f"{self.root}: the {split} split has classes that wnids.txt lacks: {sorted(unknown)}.")
-        position = {wnid: label for label, wnid in enumerate(self._wnids)}
+        if self.label_space == "tiny":
+            classes, class_names = list(range(len(self.wnids))), self._names()
+        else:
+            classes, class_names = imagenet_labels(self.wnids), imagenet_names()
+        position = dict(zip(self.wnids, classes, strict=True))
         labels = torch.tensor([position[wnid] for wnid in wnids], dtype=torch.int64)
-        return InMemoryImages(decode_images(self.root, names, self.image_size), labels, self._names())
+        return InMemoryImages(decode_images(self.root, names, self.image_size), labels, class_names)
 
     def _names(self) -> list[str]:
         words = {wnid: text for wnid, _, text in (line.partition("\t") for line in self._read_lines("words.txt"))}
-        full = [words.get(wnid, wnid) for wnid in self._wnids]
+        full = [words.get(wnid, wnid) for wnid in self.wnids]
         first = [name.partition(",")[0] for name in full]
         return [short if first.count(short) == 1 else name for short, name in zip(first, full, strict=True)]

@@ -8,7 +8,7 @@ from lit_kd.losses.features import (
     nst_loss,
     similarity_preserving_loss,
 )
-from lit_kd.losses.logits import dist_loss, dkd_loss, kd_loss, logit_standardization_kd_loss
+from lit_kd.losses.logits import dist_loss, dkd_loss, kd_loss, logit_standardization_kd_loss, soft_cross_entropy
 from lit_kd.losses.mcmi import class_centroids, conditional_mutual_information, mcmi_loss, surrogate_kl
 from lit_kd.losses.relations import correlation_congruence_loss, pkt_loss, rkd_loss
 from lit_kd.losses.reviewkd import AttentionFusion, ReviewFusion
@@ -36,6 +36,7 @@ __all__ = [
     "pkt_loss",
     "rkd_loss",
     "similarity_preserving_loss",
+    "soft_cross_entropy",
     "surrogate_kl",
     "vid_loss",
 ]

@@ -152,6 +152,35 @@ def logit_standardization_kd_loss(
     return kd_loss(student, teacher, temperature, reduction=reduction)
 
 
+@full_precision
+def soft_cross_entropy(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, *, reduction: Reduction = "mean"
+) -> Tensor:
+    r"""Cross-entropy with the teacher's soft labels (defensive distillation, Papernot et al., arXiv:1511.04508).
+
+    .. math:: -\sum_k q_k \log softmax(z_s / T)_k, \quad q = softmax(z_t / T)
+
+    In nats, without T^2: ``kd_loss / T^2`` plus the entropy of q. The gradient in z_s is
+    ``(softmax(z_s / T) - q) / T``.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: (B, C).
+        temperature: T > 0.
+        reduction: "mean" over the batch, or "none" for (B,).
+
+    Raises:
+        ValueError: the two shapes differ, or the temperature isn't positive.
+
+    Example:
+        >>> soft_cross_entropy(torch.zeros(1, 2), torch.tensor([[5.0, 0.0]]), temperature=20.0)
+        tensor(0.6931)
+    """
+    _check_logits(student_logits, teacher_logits, temperature)
+    q, log_s = (teacher_logits / temperature).softmax(1), (student_logits / temperature).log_softmax(1)
+    return reduce(-(q * log_s).sum(1), reduction)
+
+
 def _check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(

@@ -16,8 +16,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_kd.callbacks.random_state import RandomState
 
-Batch = dict[str, Tensor] | tuple[Tensor, ...] | list[Tensor]
-
 
 class Distill(LightningModule, ABC):
     """Base of every method; abstract: load a checkpoint through its own class or ``LightningModule``.

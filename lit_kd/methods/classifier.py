@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lit_kd.methods.base import Batch, Distill
+from lit_kd.datamodules.batch import Batch, unpack
+from lit_kd.methods.base import Distill
 from lit_kd.models.factory import Normalize
 
 
@@ -117,14 +118,6 @@ class Classifier(Distill):
         """x0.1 after 5/8, 6/8 and 7/8 of the epochs."""
         epochs = self.planned_epochs
         return MultiStepLR(optimizer, sorted({max(1, round(epochs * part)) for part in (0.625, 0.75, 0.875)}))
-
-
-def unpack(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Image, label and index of a batch: our dictionaries, or the (image, label) pairs of other data modules."""
-    if isinstance(batch, dict):
-        return batch["image"], batch["label"], batch.get("index")
-    image, label = batch[0], batch[1]
-    return image, label, None
 
 
 def check_classes(name: str, network: nn.Module, num_classes: int) -> None:

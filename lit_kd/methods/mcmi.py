@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics import Metric
 
+from lit_kd.datamodules.batch import Batch, unpack
 from lit_kd.losses import mcmi_loss
-from lit_kd.methods.base import Batch
-from lit_kd.methods.classifier import Classifier, check_classes, unpack
+from lit_kd.methods.classifier import Classifier, check_classes
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.taps import FeatureTaps
 from lit_kd.models.teacher import FrozenTeacher

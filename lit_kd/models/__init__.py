@@ -3,15 +3,18 @@
 from lit_kd.models.checkpoint import load_checkpoint
 from lit_kd.models.export import load_exported, save_exported
 from lit_kd.models.factory import VisionModel, vision_model
+from lit_kd.models.pixels import PixelModel, torchvision_model
 from lit_kd.models.taps import FeatureTaps
 from lit_kd.models.teacher import FrozenTeacher
 
 __all__ = [
     "FeatureTaps",
     "FrozenTeacher",
+    "PixelModel",
     "VisionModel",
     "load_checkpoint",
     "load_exported",
     "save_exported",
+    "torchvision_model",
     "vision_model",
 ]

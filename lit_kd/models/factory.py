@@ -79,6 +79,7 @@ def vision_model(
     std: tuple[float, ...] | None = None,
     normalize: bool = True,
     channels_last: bool = False,
+    cifar_stem: bool = False,
     model_kwargs: dict[str, Any] | None = None,
 ) -> VisionModel:
     """Any network of timm's registry, the CIFAR networks of the distillation literature included.
@@ -95,10 +96,13 @@ def vision_model(
         normalize: False for images that the data module has normalised already.
         channels_last: keep the weights in that memory format, which convolutions pass on to their outputs: faster on
             a CPU, and on a GPU under mixed precision (docs/benchmarks.md); the numbers agree but for rounding.
+        cifar_stem: for timm's ResNets, ResNeXts and their kin on images of 32x32: the first convolution is 3x3 with
+            stride 1 instead of 7x7 with stride 2, and there is no max pooling.
         model_kwargs: further arguments of the network, e.g. ``{"shortcut": "B"}``.
 
     Raises:
-        ValueError: a name that timm does not know (with the nearest names), or a checkpoint that does not fit.
+        ValueError: a name that timm does not know (with the nearest names), a checkpoint that does not fit, or a
+            ``cifar_stem`` for a network without ``conv1`` and ``maxpool``.
         FileNotFoundError: no such checkpoint.
 
     Example:
@@ -111,11 +115,14 @@ def vision_model(
     backbone: Any = timm.create_model(
         name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **(model_kwargs or {})
     )
+    if cifar_stem:
+        _shrink_stem(backbone)
     architecture = {
         "name": name,
         "num_classes": num_classes,
         "in_chans": in_chans,
         "normalize": normalize,
+        "cifar_stem": cifar_stem,
         "model_kwargs": model_kwargs or {},
     }
     constants = [
@@ -125,6 +132,19 @@ def vision_model(
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def _shrink_stem(backbone: Any) -> None:
+    stem = getattr(backbone, "conv1", None)
+    if not isinstance(stem, nn.Conv2d) or not hasattr(backbone, "maxpool"):
+        raise ValueError(
+            f"cifar_stem=True needs a network that starts with conv1 and maxpool; {type(backbone).__name__} does not."
+        )
+    backbone.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's
+    backbone.maxpool = nn.Identity()
+    for stage in backbone.feature_info:
+        stage["reduction"] = max(1, stage["reduction"] // 4)
 
 
 def _per_channel(constants: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -1,5 +1,6 @@
 """Every file in configs/ fits for one step on tiny files in the real format of its data."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,40 +43,81 @@ def tiny_data(data: dict, folder: Path) -> tuple[list[str], int]:
     return words, len(classes)
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_config_fits(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def tiny_network(network: dict, file: str, num_classes: int) -> None:
+    """Change a network of a config: random weights of the right number of classes, in ``file`` if it reads one."""
+    settings = network["init_args"]
+    if network["class_path"].endswith("torchvision_model"):
+        settings.update(name="resnet18", weights=None, size=32)
+        settings.pop("wnids", None)
+    settings["num_classes"] = num_classes
+    settings.pop("pretrained", None)
+    if "checkpoint" in settings:
+        settings["checkpoint"] = file
+        torch.save(vision_model(**{**settings, "checkpoint": None}).state_dict(), file)
+
+
+def tiny_config(path: Path, folder: Path) -> tuple[dict, list[str]]:
+    """The config with networks and attacks made quick, and the words that point it at tiny files."""
     config = yaml.safe_load(path.read_text())
-    words, num_classes = tiny_data(config["data"], tmp_path / "data")
+    words, num_classes = tiny_data(config["data"], folder / "data")
     if config["data"]["class_path"] == "ImageFolderDataModule":
         words.append("--data.init_args.image_size=64")
-    for role in ("network", "student", "teacher"):
-        network = config["model"]["init_args"].get(role)
-        if network is None:
-            continue
-        words.append(f"--model.init_args.{role}.init_args.num_classes={num_classes}")
-        if network["init_args"].pop("pretrained", False):
-            words.append(f"--model.init_args.{role}.init_args.pretrained=false")
-        if "checkpoint" in network["init_args"]:
-            torch.save(vision_model(network["init_args"]["name"], num_classes).state_dict(), "teacher.pt")
-            words.append(f"--model.init_args.{role}.init_args.checkpoint=teacher.pt")
-    file = tmp_path / "config.yaml"
+    if config["data"]["init_args"].pop("label_space", None):  # the wnids of tiny files are none of ImageNet's
+        assert config["data"]["class_path"] == "TinyImageNetDataModule"
+    networks = {role: config["model"]["init_args"].get(role) for role in ("network", "student", "teacher")}
     for callback in config["trainer"]["callbacks"]:
-        if "reference" in callback.get("init_args", {}):
-            callback["init_args"]["reference"]["init_args"]["checkpoint"] = "teacher.pt"
+        settings = callback.get("init_args", {})
+        networks |= {role: settings.get(role) for role in ("reference", "undefended")}
+        if callback["class_path"] == "RobustnessReport":
+            protocol = settings.setdefault("protocol", {})
+            names = protocol.get(
+                "attacks", ["noise", "fgsm_naive", "pgd_naive", "pgd_T", "pgd_margin", "apgd_dlr", "cw"]
+            )
+            protocol.update(attacks=names, steps=1, cw={"steps": 1, "search_steps": 1})
+            settings["samples"] = 4
+    for role, network in networks.items():
+        if network is not None:
+            tiny_network(network, f"{role}.pt", num_classes)
+    return config, words
+
+
+FITTED = [path for path in EXPERIMENTS if "max_epochs" in path.read_text()]
+ATTACKED = [path for path in EXPERIMENTS if "RobustnessReport" in path.read_text()]
+
+
+def identify(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", FITTED, ids=identify)
+def test_config_fits(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, words = tiny_config(path, tmp_path)
+    file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     main(["fit", "-c", str(file), *TINY, *words])
     exported = list((tmp_path / "runs").rglob("model.safetensors"))
     assert len(exported) == 1 and list((tmp_path / "runs").rglob("summary.md"))
 
 
+@pytest.mark.parametrize("path", ATTACKED, ids=identify)
+def test_config_tests_and_reports_robustness(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, words = tiny_config(path, tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    main(["test", "-c", str(file), *TINY, *words, "--trainer.limit_test_batches=1"])
+    (report,) = (tmp_path / "runs").rglob("robustness.json")
+    assert {"module"} <= json.loads(report.read_text())["networks"].keys()
+
+
 def test_stages_find_each_other() -> None:
     """The checkpoint that a config reads is the export that another config of the same data writes."""
     written = set()
-    for path in EXPERIMENTS:
+    for path in FITTED:
         logger = yaml.safe_load(path.read_text())["trainer"]["logger"]["init_args"]
         written.add(f"{logger['save_dir']}/{logger['name']}/{logger['version']}/export/model.safetensors")
-    for path in EXPERIMENTS:
+    for path in FITTED:
         for network in yaml.safe_load(path.read_text())["model"]["init_args"].values():
             checkpoint = network.get("init_args", {}).get("checkpoint") if isinstance(network, dict) else None
             assert checkpoint is None or checkpoint in written, f"{path.name} reads {checkpoint}"

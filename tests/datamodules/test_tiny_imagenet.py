@@ -6,10 +6,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import tiny_files
 import torch
 from tiny_files import tiny_imagenet, write
 
 from lit_kd.datamodules import TinyImageNetDataModule
+from lit_kd.models.pixels import imagenet_names
 
 
 @pytest.mark.parametrize(
@@ -83,3 +85,47 @@ def test_real_subset(real_data: Path) -> None:
     assert data.sets["test"].labels.bincount().tolist() == [50] * 20
     assert len(data.train_index) == 3800
     assert data.omitted == [0]
+
+
+# ImageNet's labels
+
+
+def test_imagenets_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_files, "WNIDS", ["n03126707", "n01443537", "n02012849"])
+    root = write(tmp_path / "tiny.zip", tiny_imagenet())
+    data, tiny = (TinyImageNetDataModule(root=root, label_space=space) for space in ("imagenet", "tiny"))
+    assert data.num_classes == 1000 and tiny.num_classes == 3  # before setup
+    assert data.wnids == tiny.wnids == ["n01443537", "n02012849", "n03126707"]
+    assert data.hparams["label_space"] == "imagenet"
+    for module in (data, tiny):
+        module.setup("test")
+    assert data.sets["test"].labels.tolist() == [517, 1, 134]
+    assert tiny.sets["test"].labels.tolist() == [2, 0, 1]
+    assert [data.class_names[label] for label in (1, 134, 517)] == ["goldfish", "crane bird", "crane"]
+    assert len(data.class_names) == 1000
+    for stage in ("fit", "validate"):
+        with pytest.raises(ValueError, match="'imagenet' is for tests: of its 1000 classes only 3 have samples"):
+            data.setup(stage)
+
+
+def test_wrong_label_spaces(tmp_path: Path) -> None:
+    root = write(tmp_path / "tiny.zip", tiny_imagenet())
+    with pytest.raises(ValueError, match=r"not among ImageNet's 1000: n01, n02, n03\."):
+        TinyImageNetDataModule(root=root, label_space="imagenet").setup("test")
+    with pytest.raises(ValueError, match="label_space='coco' must be 'tiny' or 'imagenet'"):
+        TinyImageNetDataModule(root=root, label_space="coco")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="omit_classes concerns training, .*: leave it out"):
+        TinyImageNetDataModule(root=root, label_space="imagenet", omit_classes=[0])
+
+
+def test_imagenets_labels_of_the_real_subset(real_data: Path) -> None:
+    root = real_data / "tiny-imagenet-200" / "tiny-imagenet-200-subset20.zip"
+    data, tiny = (TinyImageNetDataModule(root=root, label_space=space) for space in ("imagenet", "tiny"))
+    for module in (data, tiny):
+        module.setup("test")
+    labels = data.sets["test"].labels
+    assert labels.unique().numel() == 20
+    # torchvision's names, which come with its weights, and those of Tiny ImageNet's words.txt agree on each label.
+    assert all(
+        imagenet_names()[a] == tiny.class_names[b] for a, b in zip(labels, tiny.sets["test"].labels, strict=True)
+    )

@@ -24,7 +24,7 @@ def one() -> dict[str, dict[str, Any]]:
     return worker.run_ddp(devices=1)
 
 
-@pytest.mark.parametrize("method", ["kd", "teacher", "vid"])  # CRD draws, and FitNet has batch norm
+@pytest.mark.parametrize("method", ["kd", "teacher", "vid", "defensive"])  # CRD draws, and FitNet has batch norm
 def test_weights_and_centroids_equal_one_process(
     method: str, one: dict[str, dict[str, Any]], two: dict[str, dict[str, Any]]
 ) -> None:
@@ -32,7 +32,7 @@ def test_weights_and_centroids_equal_one_process(
         torch.testing.assert_close(two[method]["states"][key][0], expected[0], rtol=0, atol=1e-5, msg=key)
 
 
-@pytest.mark.parametrize("method", ["kd", "teacher", "vid", "fitnet", "crd"])
+@pytest.mark.parametrize("method", ["kd", "teacher", "vid", "fitnet", "crd", "defensive"])
 def test_ranks_agree(method: str, two: dict[str, dict[str, Any]]) -> None:
     # Batch-norm statistics are each rank's own until the next step; CRD's banks and the centroids are not.
     for key, (first, second) in two[method]["states"].items():
@@ -57,3 +57,10 @@ def test_each_test_sample_counts_once(one: dict[str, dict[str, Any]], two: dict[
     assert torch.equal(confusion.sum(1), labels.bincount())
     assert torch.equal(confusion, one["kd"]["confusion"])
     assert (confusion.sum(0) > 0).sum() > 2  # the network tells classes apart
+
+
+def test_robustness_report_equals_that_of_one_process(
+    one: dict[str, dict[str, Any]], two: dict[str, dict[str, Any]]
+) -> None:
+    assert two["robustness"] == one["robustness"]
+    assert one["robustness"]["module"]["samples"] == 45

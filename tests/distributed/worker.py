@@ -3,10 +3,12 @@
 Lightning starts the second process by running this script again. Rank 0 saves the results to ``FOLDER/results.pt``.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from lit_kd.callbacks import ExportStudent
+from lit_kd.attacks import Protocol
+from lit_kd.callbacks import ExportStudent, RobustnessReport
 from lit_kd.datamodules import DigitsDataModule
-from lit_kd.methods import MCMIDistill, MCMITeacher
+from lit_kd.methods import DefensiveDistill, MCMIDistill, MCMITeacher
 from lit_kd.methods.classifier import Classifier
 from lit_kd.models import vision_model
 from lit_kd.objectives import CRD, KD, VID, FitNet
@@ -59,6 +62,8 @@ def build(method: str) -> Classifier:
     student, teacher = TinyNetwork(4), TinyNetwork(6)
     if method == "teacher":
         return MCMITeacher(teacher, 10, centroids="epoch", optimizer=sgd)
+    if method == "defensive":
+        return DefensiveDistill(student, teacher, 10, optimizer=sgd)
     objective = {
         "kd": lambda: KD(),
         "vid": lambda: VID(**feature_layers("stage2")),
@@ -78,7 +83,7 @@ class LastStep(Callback):
 def run_ddp(devices: int) -> dict[str, dict[str, Any]]:
     """Two epochs of three steps of 16 images with every method, and a test; of the state, all ranks' copies."""
     results = {}
-    for method in ("kd", "teacher", "vid", "fitnet", "crd"):
+    for method in ("kd", "teacher", "vid", "fitnet", "crd", "defensive"):
         data = DigitsDataModule(
             batch_size=16 // devices,
             samples_per_epoch=48,
@@ -106,7 +111,26 @@ def run_ddp(devices: int) -> dict[str, dict[str, Any]]:
             "metrics": {**metrics, **trainer.callback_metrics},
             "confusion": module.test_confusion.compute(),
         }
+    results["robustness"] = attack(devices)
     return results
+
+
+def attack(devices: int) -> dict[str, Any]:
+    """The robustness report of an untrained network, as written by rank 0."""
+    attacks = ("noise", "fgsm_naive", "pgd_naive", "pgd_margin", "apgd_dlr", "transfer", "cw")
+    protocol = Protocol(attacks=attacks, steps=3, eps_grid=(1.0,), cw={"steps": 10, "search_steps": 2})
+    torch.manual_seed(1)
+    report = RobustnessReport(protocol, TinyNetwork(4), samples=45, batch_size=10, num_pictures=2)
+    with tempfile.TemporaryDirectory() as folder:  # each rank has its own, as without a shared disk
+        trainer = Trainer(
+            **QUIET,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            callbacks=[report],
+            default_root_dir=folder,
+        )
+        trainer.test(build("teacher"), DigitsDataModule(eval_batch_size=50), verbose=False)
+        return json.loads(Path(folder, "robustness.json").read_text())["networks"] if trainer.is_global_zero else {}
 
 
 class Watch(Callback):

@@ -9,9 +9,9 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 from toy import ToyImages, fit, quiet_trainer, toy_network, weights
 
+from lit_kd.datamodules.batch import Batch
 from lit_kd.losses import class_centroids, conditional_mutual_information
 from lit_kd.methods import Classifier, Distill, MCMIDistill, MCMITeacher
-from lit_kd.methods.base import Batch
 from lit_kd.methods.mcmi import ClassStatistics
 from lit_kd.models import vision_model
 from lit_kd.objectives import CRD, KD

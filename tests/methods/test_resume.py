@@ -19,7 +19,7 @@ from torch import nn
 
 from lit_kd.cli import main
 from lit_kd.datamodules import DigitsDataModule
-from lit_kd.methods import MCMIDistill, MCMITeacher
+from lit_kd.methods import DefensiveDistill, MCMIDistill, MCMITeacher
 from lit_kd.methods.classifier import Classifier
 from lit_kd.models import vision_model
 from lit_kd.objectives import CRD, KD
@@ -33,6 +33,7 @@ QUIET: dict[str, Any] = {
 MODULES: dict[str, Callable[[nn.Module, nn.Module], Classifier]] = {
     "kd": lambda student, teacher: MCMIDistill(student, teacher, 10, KD()),
     "crd": lambda student, teacher: MCMIDistill(student, teacher, 10, CRD(feature_dim=8, num_negatives=16)),
+    "defensive": lambda student, teacher: DefensiveDistill(student, teacher, 10, hard_weight=0.1),
     "frozen": lambda student, teacher: MCMITeacher(student, 10, centroids="frozen"),
     "epoch": lambda student, teacher: MCMITeacher(student, 10, centroids="epoch"),
 }

@@ -21,6 +21,7 @@ resnet110  1,733,812  1,736,564
 
 from lit_kd.models.cifar.mobilenet import CIFARMobileNetV2, mobilenetv2
 from lit_kd.models.cifar.network import CIFARNetwork
+from lit_kd.models.cifar.papernot import PapernotCNN, papernot_cnn
 from lit_kd.models.cifar.resnet import (
     CIFARResNet,
     resnet8,
@@ -44,7 +45,9 @@ __all__ = [
     "CIFARShuffleNet",
     "CIFARVGG",
     "CIFARWideResNet",
+    "PapernotCNN",
     "mobilenetv2",
+    "papernot_cnn",
     "resnet110",
     "resnet14",
     "resnet20",
