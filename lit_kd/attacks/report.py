@@ -138,7 +138,10 @@ def flags(report: Report, records: Records, num_classes: int) -> dict[str, str]:
     for name in ("fgsm_naive", "pgd_naive"):
         compare(f"noise_as_strong_as_{name}", name, "noise", -0.03, "Random noise of the same size does as much")
     for name, points in report["curves"].items():
-        if any(later[1] > earlier[1] + 0.01 for earlier, later in zip(points, points[1:], strict=False)):
+        # A single step of any length may land on an image that happens to be classified rightly.
+        if name.startswith("pgd") and any(
+            later[1] > earlier[1] + 0.01 for earlier, later in zip(points, points[1:], strict=False)
+        ):
             found[f"not_monotone_{name}"] = f"Accuracy under {name} rises with eps: {points}."
         if points[-1][0] == 1 and name.startswith("pgd") and points[-1][1] > 1 / num_classes:
             found[f"unbounded_{name}"] = (
