@@ -148,7 +148,7 @@ def flags(report: Report, records: Records, num_classes: int) -> dict[str, str]:
                 f"With eps = 1 every image is allowed, yet accuracy under {name} is {points[-1][1]:.1%}."
             )
     for name, row in rows.items():
-        if row["zero_gradient_fraction"]:
+        if row["zero_gradient_fraction"] and "@" not in name:
             found[f"zero_gradient_{name}"] = (
                 f"The whole gradient of {row['zero_gradient_fraction']:.1%} of the samples is exactly 0 in {name}."
             )

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lit_kd
+from lit_kd.attacks.common import attack_mode
 from lit_kd.attacks.evaluate import Protocol, Records, Suite, build_suite, evaluate_chunk, join_records
 from lit_kd.attacks.libraries import TorchAttack
 from lit_kd.attacks.report import Report, error_table, summarize, table
@@ -125,6 +126,8 @@ class RobustnessReport(Callback):
     def _gather(self, trainer: Trainer) -> dict[str, Tensor]:
         """The samples of all ranks by ``index``, each once."""
         parts = [part for parts in _all_gather(trainer, self._parts) for part in parts if len(part["label"])]
+        if not parts:
+            raise ValueError("There is no sample to attack: limit_test_batches has left none of the chosen ones.")
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         index, inverse = joined["index"].unique(return_inverse=True)
         first = torch.full((len(index),), len(inverse)).scatter_reduce_(0, inverse, torch.arange(len(inverse)), "amin")
@@ -230,8 +233,8 @@ def _all_gather(trainer: Trainer, own: list[Any]) -> Iterator[list[Any]]:
 
 
 def _num_classes(network: nn.Module, image: Tensor) -> int:
-    with torch.no_grad():
-        return network(image).shape[1]
+    with attack_mode(network), torch.no_grad():  # a network that comes in train mode must not learn from a look
+        return network(image.clone()).shape[1]
 
 
 def _log(pl_module: LightningModule, report: Report) -> None:

@@ -106,6 +106,17 @@ def test_finished_chunks_of_other_weights_or_settings_are_not_taken(
     assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
+def test_networks_are_left_as_they_came(tmp_path: Path) -> None:
+    undefended = nn.Sequential(nn.BatchNorm2d(3), toy_network(dropout=0.5)).train()
+    module = Classifier(nn.Sequential(nn.BatchNorm2d(3), toy_network()), 3)
+    before = [{name: value.clone() for name, value in net.state_dict().items()} for net in (undefended, module)]
+    report_of(module, tmp_path, undefended=undefended)
+    for net, state in zip((undefended, module), before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+    assert undefended.training
+
+
 class Pairs(LightningDataModule):
     """Somebody's own data: (image, label) pairs."""
 
