@@ -66,7 +66,7 @@ def carlini_wagner(
             raise ValueError(f"{name}={value} must be positive.")
 
     def search(image: Tensor, label: Tensor, target: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        aim = _nearest_class(model, image, label) if target is None else target
+        aim = _nearest_class(model, image, label, confidence) if target is None else target
         gap, lacks, slope = _look(model, image, label, target, aim, confidence)
         norm = l2_norm(slope).clamp(min=torch.finfo(image.dtype).tiny)
         edge = image[0].numel() ** 0.5  # the longest distance between images, and that of a step of 1 in each pixel
@@ -93,16 +93,16 @@ def carlini_wagner(
             found, l2, cost = _descend(model, *batch, confidence, steps, stop_early)
             queries[rows] += cost
             won = l2.isfinite()
-            continues = best_l2[rows].isinf() | (l2 < 0.99 * best_l2[rows]) | (lowest_c[rows] == 0) | (not stop_early)
-            nearer = l2 < best_l2[rows]
+            nearer, gains = l2 < best_l2[rows], l2 < 0.99 * best_l2[rows]
             best[rows[nearer]], best_l2[rows[nearer]] = found[nearer], l2[nearer]
             highest_c[rows[won]], lowest_c[rows[~won]] = c[rows[won]], c[rows[~won]]
+            continues = gains | (lowest_c[rows] == 0) | highest_c[rows].isinf() | (not stop_early)
             middle = (lowest_c[rows] + highest_c[rows]) / 2
             c[rows] = torch.where(highest_c[rows].isinf(), 10 * c[rows], middle)
             rows = rows[continues]
         return best, zero_gradient, queries
 
-    return run_attack(search, model, image, label, target, None, batch_size)
+    return run_attack(search, model, image, label, target, None, batch_size, confidence=confidence)
 
 
 def _descend(
@@ -151,8 +151,8 @@ def _descend(
     return best, best_l2, queries
 
 
-def _nearest_class(model: nn.Module, image: Tensor, label: Tensor, candidates: int = 3) -> Tensor:
-    """(B,) of the best other logits the class with the smallest ``(z_y - z_j) / ||grad (z_y - z_j)||``.
+def _nearest_class(model: nn.Module, image: Tensor, label: Tensor, confidence: float, candidates: int = 3) -> Tensor:
+    """(B,) of the best other logits the class with the smallest ``(z_y - z_j + kappa) / ||grad (z_y - z_j)||``.
 
     That is the nearest border, if the network is linear. The best other logit may belong to a border that is further
     away, and the descent would stay with it.
@@ -161,7 +161,7 @@ def _nearest_class(model: nn.Module, image: Tensor, label: Tensor, candidates: i
     logits = model(image)
     own = logits.gather(1, label[:, None])
     others = logits.detach().scatter(1, label[:, None], -torch.inf).topk(min(candidates, logits.shape[1] - 1)).indices
-    gaps = own - logits.gather(1, others)
+    gaps = own - logits.gather(1, others) + confidence
     slopes = [torch.autograd.grad(gap.sum(), image, retain_graph=True)[0] for gap in gaps.unbind(1)]
     norms = torch.stack([l2_norm(slope) for slope in slopes], dim=1).clamp(min=torch.finfo(image.dtype).tiny)
     return others.gather(1, (gaps.detach() / norms).argmin(1, keepdim=True)).squeeze(1)

@@ -173,8 +173,11 @@ def run_attack(
     index: Tensor | None = None,
     batch_size: int | None = None,
     classes: int = 2,
+    confidence: float = 0.0,
 ) -> AttackResult:
     """Check the input, run ``search`` in :func:`attack_mode` chunk by chunk, and judge what it returns.
+
+    A success is an image of another class (of the target); where ``confidence`` is positive, by at least that margin.
 
     Raises:
         ValueError: images outside [0, 1], labels outside the classes, fewer than ``classes`` logits, probabilities
@@ -194,34 +197,34 @@ def run_attack(
         parts = []
         for at in range(0, max(len(image), 1), size):
             rows = slice(at, at + size)
-            parts.append(
-                _run_chunk(
-                    search, model, image[rows], label[rows], None if target is None else target[rows], index[rows]
-                )
-            )
+            t = None if target is None else target[rows]
+            parts.append(_run_chunk(search, model, image[rows], label[rows], t, index[rows], confidence))
         # Here, as outside of the mode they could become inference tensors.
         return AttackResult(*(torch.cat([getattr(p, field.name) for p in parts]) for field in fields(AttackResult)))
 
 
 def _run_chunk(
-    search: Search, model: nn.Module, image: Tensor, label: Tensor, target: Tensor | None, index: Tensor
+    search: Search,
+    model: nn.Module,
+    image: Tensor,
+    label: Tensor,
+    target: Tensor | None,
+    index: Tensor,
+    confidence: float,
 ) -> AttackResult:
-    if len(image):
-        adversarial, zero_gradient, queries = search(image, label, target, index)
-        with torch.no_grad():
-            prediction = model(adversarial).argmax(1)
-    else:
-        adversarial, zero_gradient, queries = image, label.bool(), label
-        prediction = label
+    if not len(image):
+        nothing = image.flatten(1).sum(1)
+        return AttackResult(image, label.bool(), nothing, nothing, label.bool(), label)
+    adversarial, zero_gradient, queries = search(image, label, target, index)
+    with torch.no_grad():
+        logits = model(adversarial)
+    prediction = logits.argmax(1)
+    success = prediction != label if target is None else prediction == target
+    if confidence:
+        success &= margin(logits, label, target) >= confidence
     difference = adversarial - image
-    return AttackResult(
-        adversarial,
-        prediction != label if target is None else prediction == target,
-        l2_norm(difference),
-        difference.flatten(1).abs().amax(1) if len(image) else l2_norm(difference),
-        zero_gradient,
-        queries,
-    )
+    linf = difference.flatten(1).abs().amax(1)
+    return AttackResult(adversarial, success, l2_norm(difference), linf, zero_gradient, queries)
 
 
 def check_images(image: Tensor) -> None:
