@@ -62,7 +62,7 @@ def tiny_config(path: Path, folder: Path) -> tuple[dict, list[str]]:
     words, num_classes = tiny_data(config["data"], folder / "data")
     if config["data"]["class_path"] == "ImageFolderDataModule":
         words.append("--data.init_args.image_size=64")
-    if config["data"]["init_args"].pop("label_space", None):  # the wnids of tiny files are none of ImageNet's
+    if config["data"].get("init_args", {}).pop("label_space", None):  # the wnids of tiny files are none of ImageNet's
         assert config["data"]["class_path"] == "TinyImageNetDataModule"
     networks = {role: config["model"]["init_args"].get(role) for role in ("network", "student", "teacher")}
     for callback in config["trainer"]["callbacks"]:
