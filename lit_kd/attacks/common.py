@@ -227,6 +227,12 @@ def _run_chunk(
     return AttackResult(adversarial, success, l2_norm(difference), linf, zero_gradient, queries)
 
 
+def count_classes(model: nn.Module, image: Tensor) -> int:
+    """Number of logits, by a look at the first image, which a network that comes in train mode does not learn from."""
+    with attack_mode(model), torch.no_grad():
+        return model(image[:1].clone()).shape[1]
+
+
 def check_images(image: Tensor) -> None:
     """Raise a ValueError unless images are float32 or float64 (B, C, H, W) in [0, 1], up to a rounding of 1e-6."""
     if image.dtype not in (torch.float32, torch.float64):

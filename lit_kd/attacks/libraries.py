@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lit_kd.attacks.common import AttackResult, Norm, check_budget, run_attack
+from lit_kd.attacks.common import AttackResult, Norm, check_budget, count_classes, run_attack
 
 # AutoAttack
 
@@ -74,7 +74,7 @@ def autoattack(
         raise ValueError(f"attacks={tuple(attacks)} must be some of {', '.join(PARTS)}.")
 
     def search(image: Tensor, label: Tensor, target: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        classes = _count_classes(model, image)
+        classes = count_classes(model, image)
         for name in attacks:
             if classes < PARTS[name]:
                 raise ValueError(
@@ -190,7 +190,7 @@ class TorchAttack:
         def search(image: Tensor, label: Tensor, target: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             network = _Network(model, image)
             with _seeded(self.seed):
-                attack = self._build(network, _count_classes(model, image), target)
+                attack = self._build(network, count_classes(model, image), target)
                 try:
                     labels = target if target is not None and self._title in TARGET_AS_LABEL else label
                     adversarial = attack(image.clone(), labels).detach()
@@ -266,11 +266,6 @@ class _Network(nn.Module):
     def queries(self, label: Tensor) -> Tensor:
         """Images seen per sample, rounded up; (B,) int64."""
         return torch.full_like(label, -(-self.seen // len(label)))
-
-
-def _count_classes(model: nn.Module, image: Tensor) -> int:
-    with torch.no_grad():
-        return model(image[:1]).shape[1]
 
 
 def _check_float32(image: Tensor, library: str) -> None:

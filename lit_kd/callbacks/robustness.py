@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lit_kd
-from lit_kd.attacks.common import attack_mode
+from lit_kd.attacks.common import count_classes
 from lit_kd.attacks.evaluate import Protocol, Records, Suite, build_suite, evaluate_chunk, join_records
 from lit_kd.attacks.libraries import TorchAttack
 from lit_kd.attacks.report import Report, error_table, summarize, table
@@ -77,8 +77,8 @@ class RobustnessReport(Callback):
         self.undefended, self.baseline, self.teacher = undefended, baseline, teacher
         self.samples, self.batch_size, self.num_pictures = samples, batch_size, num_pictures
         self.errors = errors
-        self.library_specs = library or []
-        self.library = [TorchAttack(**spec, seed=self.protocol.seed) for spec in self.library_specs]
+        self.torch_attack_specs = library or []
+        self.torch_attacks = [TorchAttack(**spec, seed=self.protocol.seed) for spec in self.torch_attack_specs]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse sharded parameters."""
@@ -139,7 +139,7 @@ class RobustnessReport(Callback):
         """Attack the module and the undefended network, and write the report."""
         samples = self._gather(trainer)
         self._parts = []
-        device = pl_module.device
+        device = trainer.strategy.root_device
         teacher = self.teacher or getattr(getattr(pl_module, "teacher", None), "module", None)
         sources = {
             name: net.to(device)
@@ -159,8 +159,8 @@ class RobustnessReport(Callback):
 
         reports: dict[str, Report] = {}
         for name, (network, protocol, given) in jobs.items():
-            num_classes = _num_classes(network, samples["image"][:1].to(device))
-            suite = build_suite(protocol, num_classes, given, self.library)
+            num_classes = count_classes(network, samples["image"][:1].to(device))
+            suite = build_suite(protocol, num_classes, given, self.torch_attacks)
             for reason in suite.left_out.items():
                 rank_zero_info("robustness of %s: no %s, %s", name, *reason)
             records = self._records(trainer, name, network, samples, suite, protocol, folder)
@@ -202,7 +202,7 @@ class RobustnessReport(Callback):
                 rank_zero_info("robustness of %s: chunk %d of %d", name, number + 1, count)
                 rows = slice(number * self.batch_size, (number + 1) * self.batch_size)
                 image, label, index = (samples[key][rows] for key in ("image", "label", "index"))
-                device = next(network.parameters()).device
+                device = trainer.strategy.root_device
                 records = evaluate_chunk(
                     network, image.to(device), label.to(device), index, suite, protocol, () if number else GALLERY
                 )
@@ -213,7 +213,7 @@ class RobustnessReport(Callback):
 
     def _key(self, samples: Mapping[str, Tensor], networks: list[nn.Module], temperature: float) -> str:
         """Changes with anything that the records depend on."""
-        settings = [lit_kd.__version__, asdict(self.protocol), temperature, self.library_specs, self.batch_size]
+        settings = [lit_kd.__version__, asdict(self.protocol), temperature, self.torch_attack_specs, self.batch_size]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         for tensors in (samples, *(network.state_dict() for network in networks)):
             for name in sorted(tensors):
@@ -230,11 +230,6 @@ def _all_gather(trainer: Trainer, own: list[Any]) -> Iterator[list[Any]]:
     every: list[list[Any]] = [[] for _ in range(trainer.world_size)]
     torch.distributed.all_gather_object(every, own)
     return iter(every)
-
-
-def _num_classes(network: nn.Module, image: Tensor) -> int:
-    with attack_mode(network), torch.no_grad():  # a network that comes in train mode must not learn from a look
-        return network(image.clone()).shape[1]
 
 
 def _log(pl_module: LightningModule, report: Report) -> None:

@@ -56,8 +56,8 @@ def tiny_network(network: dict, file: str, num_classes: int) -> None:
         torch.save(vision_model(**{**settings, "checkpoint": None}).state_dict(), file)
 
 
-def tiny_config(path: Path, folder: Path) -> tuple[dict, list[str]]:
-    """The config with networks and attacks made quick, and the words that point it at tiny files."""
+def tiny_run(path: Path, folder: Path) -> list[str]:
+    """Words that run the config with networks and attacks made quick, on tiny files."""
     config = yaml.safe_load(path.read_text())
     words, num_classes = tiny_data(config["data"], folder / "data")
     if config["data"]["class_path"] == "ImageFolderDataModule":
@@ -78,7 +78,9 @@ def tiny_config(path: Path, folder: Path) -> tuple[dict, list[str]]:
     for role, network in networks.items():
         if network is not None:
             tiny_network(network, f"{role}.pt", num_classes)
-    return config, words
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return ["-c", str(file), *TINY, *words]
 
 
 FITTED = [path for path in EXPERIMENTS if "max_epochs" in path.read_text()]
@@ -92,10 +94,7 @@ def identify(path: Path) -> str:
 @pytest.mark.parametrize("path", FITTED, ids=identify)
 def test_config_fits(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config, words = tiny_config(path, tmp_path)
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    main(["fit", "-c", str(file), *TINY, *words])
+    main(["fit", *tiny_run(path, tmp_path)])
     exported = list((tmp_path / "runs").rglob("model.safetensors"))
     assert len(exported) == 1 and list((tmp_path / "runs").rglob("summary.md"))
 
@@ -103,10 +102,7 @@ def test_config_fits(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("path", ATTACKED, ids=identify)
 def test_config_tests_and_reports_robustness(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config, words = tiny_config(path, tmp_path)
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    main(["test", "-c", str(file), *TINY, *words, "--trainer.limit_test_batches=1"])
+    main(["test", *tiny_run(path, tmp_path), "--trainer.limit_test_batches=1"])
     (report,) = (tmp_path / "runs").rglob("robustness.json")
     assert {"module"} <= json.loads(report.read_text())["networks"].keys()
 
