@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "lit_kd.methods": ("Classifier", "Distill", "MCMIDistill", "MCMITeacher"),
+    "lit_kd.methods": ("Classifier", "Distill", "MCMIDistill", "MCMITeacher", "OBoWModule"),
     "lit_kd.datamodules": (
         "CIFAR10DataModule",
         "CIFAR100DataModule",
@@ -18,8 +18,11 @@ _PUBLIC = {
         "TinyImageNetDataModule",
     ),
     "lit_kd.models": (
+        "BoWHead",
+        "EMATeacher",
         "FeatureTaps",
         "FrozenTeacher",
+        "Vocabulary",
         "load_checkpoint",
         "load_exported",
         "save_exported",

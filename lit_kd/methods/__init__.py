@@ -3,5 +3,6 @@
 from lit_kd.methods.base import Distill
 from lit_kd.methods.classifier import Classifier
 from lit_kd.methods.mcmi import MCMIDistill, MCMITeacher
+from lit_kd.methods.obow import OBoWModule
 
-__all__ = ["Classifier", "Distill", "MCMIDistill", "MCMITeacher"]
+__all__ = ["Classifier", "Distill", "MCMIDistill", "MCMITeacher", "OBoWModule"]
