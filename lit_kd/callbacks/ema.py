@@ -49,6 +49,8 @@ class EMATeacherCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the teacher how long the training is, and see that it is frozen."""
         teacher: EMATeacher = getattr(pl_module, self.teacher)
+        if trainer.global_step == 0 and self._step is None:  # another training of the same module
+            teacher.clock.zero_()
         total = trainer.estimated_stepping_batches
         if 0 < total < float("inf"):
             teacher.total_steps = int(total)

@@ -30,7 +30,7 @@ from lit_kd.models.ema import EMATeacher
 from lit_kd.models.levels import check_map, freeze_unused, last_stages
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.taps import FeatureTaps
-from lit_kd.models.vocabulary import BoWHead, Vocabulary
+from lit_kd.models.vocabulary import BoWHead, BoWHeads, Vocabulary
 from lit_kd.models.word_classifier import word_classifier
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ class OBoWModule(Distill):
         channels = maps[-1].shape[1]
         sizes = zip(maps, self._each("border", border), self._each("pool_kernel", pool_kernel), strict=True)
         self.vocabularies = nn.ModuleList(Vocabulary(num_words, m.shape[1], edge, kernel) for m, edge, kernel in sizes)
-        self.heads = nn.ModuleList(BoWHead(m.shape[1], channels, kappa, learn_kappa) for m in maps)
+        self.heads = BoWHeads(BoWHead(m.shape[1], channels, kappa, learn_kappa) for m in maps)
         for (path, vocabulary, _), found in zip(self._parts, maps, strict=True):
             height, width = found.shape[2:]
             if min(height, width) < vocabulary.smallest_map:
@@ -184,18 +184,13 @@ class OBoWModule(Distill):
         """Bags of words of the teacher's view, predicted from each group of crops."""
         image, crops = views(batch)
         features = [self(group) for group in crops]
-        logits = [
-            head(torch.cat(features), vocabulary.words).split([len(group) for group in crops])
-            for _, vocabulary, head in self._parts
-        ]
+        logits = self.heads(torch.cat(features), [vocabulary.words for _, vocabulary, _ in self._parts])
         targets = self.targets(image, self._places(batch))
         terms = {}
-        for group, crop in enumerate(crops):
-            losses = [
-                bow_loss(level_logits[group], target, len(crop) // len(image))
-                for level_logits, target in zip(logits, targets, strict=True)
-            ]
-            terms[f"kl_{group}_{crop.shape[-1]}px"] = torch.stack(losses).mean()
+        groups = zip(*(level.split([len(group) for group in crops]) for level in logits), strict=True)
+        for number, (crop, levels) in enumerate(zip(crops, groups, strict=True)):
+            divergences = [bow_loss(z, y, len(crop) // len(image)) for z, y in zip(levels, targets, strict=True)]
+            terms[f"kl_{number}_{crop.shape[-1]}px"] = torch.stack(divergences).mean()
         self._log_levels(targets)
         return self.log_terms(terms, len(image), batch.get("index") if isinstance(batch, dict) else None)
 

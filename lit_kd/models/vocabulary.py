@@ -216,6 +216,14 @@ class BoWHead(nn.Module):
         return F.normalize(self.project(hidden), dim=1)
 
 
+class BoWHeads(nn.ModuleList):
+    """The heads of all levels, which read one feature. A module of its own, for FSDP shards what has a forward."""
+
+    def forward(self, features: Tensor, words: list[Tensor]) -> list[Tensor]:
+        """Logits (N, K) of each level, of features (N, C) and words (K, C_l) of each level."""
+        return [head(features, level) for head, level in zip(self, words, strict=True)]
+
+
 def gather_ranks(rows: Tensor) -> Tensor:
     """Rows (n, ...) of all ranks, in rank order; the rows themselves in a single process. n is the same on each."""
     if world_size() == 1:

@@ -309,6 +309,15 @@ def test_teacher_follows_the_student_by_the_schedule() -> None:
         assert before[f"student.{key}"].ne(after[f"student.{key}"]).any()
 
 
+def test_another_training_begins_another_schedule() -> None:
+    obow = module()
+    fit(obow)
+    before = state(obow)
+    fit(obow, max_epochs=2)
+    assert obow.teacher.clock == 16 == obow.teacher.total_steps
+    assert not torch.equal(state(obow)["teacher.module.1.0.weight"], before["teacher.module.1.0.weight"])
+
+
 def test_teacher_takes_no_part_in_the_optimization() -> None:
     obow = module(network(norm=True))
     statistics = obow.teacher.module[1][1].running_mean.clone()
