@@ -9,7 +9,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "lit_kd.methods": ("Classifier", "Distill", "MCMIDistill", "MCMITeacher", "OBoWModule"),
+    "lit_kd.methods": (
+        "Classifier",
+        "Distill",
+        "FineTune",
+        "LinearEvaluation",
+        "MCMIDistill",
+        "MCMITeacher",
+        "OBoWModule",
+    ),
     "lit_kd.datamodules": (
         "CIFAR10DataModule",
         "CIFAR100DataModule",

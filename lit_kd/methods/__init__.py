@@ -2,7 +2,8 @@
 
 from lit_kd.methods.base import Distill
 from lit_kd.methods.classifier import Classifier
+from lit_kd.methods.linear_evaluation import FineTune, LinearEvaluation
 from lit_kd.methods.mcmi import MCMIDistill, MCMITeacher
 from lit_kd.methods.obow import OBoWModule
 
-__all__ = ["Classifier", "Distill", "MCMIDistill", "MCMITeacher", "OBoWModule"]
+__all__ = ["Classifier", "Distill", "FineTune", "LinearEvaluation", "MCMIDistill", "MCMITeacher", "OBoWModule"]
