@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from toy import quiet_trainer
 
 import lit_kd
-from lit_kd.callbacks import EMATeacherCallback, ExportStudent, OnlineVocabularyCallback
+from lit_kd.callbacks import (
+    CollapseMonitor,
+    EMATeacherCallback,
+    ExportStudent,
+    KNNProbe,
+    OnlineLinearProbe,
+    OnlineVocabularyCallback,
+)
 from lit_kd.datamodules.augment import counter_uniform
 from lit_kd.methods import OBoWModule
 from lit_kd.methods.obow import _PLACES, views
@@ -261,6 +268,39 @@ def test_validation_in_mid_epoch_sanity_check_and_forwards_change_no_training() 
     settings: dict[str, Any] = {"val_check_interval": 3, "num_sanity_val_steps": 2, "callbacks": [Forwards()]}
     fit(busy, CropImages(batch_size=8, val_fraction=0.25), **settings)
     same(state(busy), state(plain))
+
+
+def test_evaluators_watch_without_a_trace() -> None:
+    """Probe, k-NN and collapse monitor beside OBoW: the training is the same bit for bit."""
+    torch.manual_seed(0)
+    plain = module(network(norm=True))
+    watched = copy.deepcopy(plain)
+    levels = {"1": "vocabularies.0.words", "2": "vocabularies.1.words"}
+    evaluators = [
+        OnlineLinearProbe(),
+        OnlineLinearProbe("teacher", layer="2"),
+        KNNProbe(k=5),
+        CollapseMonitor(word_levels=levels),
+    ]
+    data = {"val_fraction": 0.25, "batch_size": 8}
+    fit(plain, CropImages(**data), max_epochs=2, limit_val_batches=0)
+    trainer = fit(watched, CropImages(**data), max_epochs=2, callbacks=evaluators)
+    same(state(watched), state(plain))
+    names = {"val/knn5_t0.07_student_acc", "val/probe_student_acc", "val/effective_rank_student", "val/words_in_use_2"}
+    assert names <= trainer.callback_metrics.keys()
+
+
+@pytest.mark.slow
+def test_two_hundred_steps_do_not_collapse() -> None:
+    torch.manual_seed(0)
+    obow = module(network(norm=True, width=16), num_words=64, border=0, inverse_delta=10.0, kappa=5.0)
+    metrics = fit(obow, CropImages(batch_size=16), max_epochs=50).callback_metrics
+    for level, vocabulary in zip("12", obow.vocabularies, strict=True):
+        image, batch = (float(metrics[f"train/perplexity_{what}_{level}"]) for what in ("image", "batch"))
+        assert 1.5 < image < 0.9 * batch, (level, image, batch)
+        assert batch > 16
+        assert vocabulary.words.std(0).mean() > 0.05
+        assert float(metrics[f"train/mean_distance_{level}"]) > 1e-3
 
 
 def test_accumulation_moves_teacher_and_words_once() -> None:
