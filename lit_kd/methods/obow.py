@@ -132,7 +132,7 @@ class OBoWModule(Distill):
 
         self.student = student
         self.teacher = EMATeacher(student, momentum, momentum_schedule, buffers=teacher_buffers, mode=teacher_mode)
-        self.student_taps = FeatureTaps(student, self.levels[-1:])
+        self.student_taps = FeatureTaps(student, self.levels)
         self.teacher_taps = FeatureTaps(self.teacher.module, self.levels)
         maps = self._probe()
         channels = maps[-1].shape[1]
@@ -290,12 +290,10 @@ class OBoWModule(Distill):
 
     def _probe(self) -> list[Tensor]:
         """Maps of all levels for an example; freezes what the student's feature does not depend on."""
-        image = torch.zeros(2, *self.image_shape)
-        with eval_mode(self.teacher), self.teacher_taps as maps:
-            self.teacher(image)
+        with torch.enable_grad(), eval_mode(self.student), self.student_taps as maps:
+            self.student(torch.zeros(1, *self.image_shape))
         found = [check_map(self.student, path, maps.get(path)) for path in self.levels]
-        with torch.enable_grad(), eval_mode(self.student):
-            idle = freeze_unused(self.student, self(image))
+        idle = freeze_unused(self.student, found[-1])
         if idle:
             rank_zero_warn(
                 f"{len(idle)} parameters of the student lie behind level {self.levels[-1]!r}, take no part in OBoW and "
