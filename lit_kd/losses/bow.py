@@ -17,7 +17,7 @@ from lit_kd.losses.shared import Reduction, full_precision, reduce
 Pool = Literal["max", "avg"]
 
 MAX_ELEMENTS = 2**27  # distances held at once: 512 MiB
-_BLOCK = {"cpu": 2**18}  # elements that the passes after the matrix product take at a time: they stay in the cache
+_BLOCK = {"cpu": 2**19}  # elements that the passes after the matrix product take at a time: they stay in the cache
 _BLOCK_ELSEWHERE = 2**24
 
 
