@@ -23,6 +23,7 @@ _PUBLIC = {
         "CIFAR100DataModule",
         "DigitsDataModule",
         "ImageFolderDataModule",
+        "MultiCropViews",
         "TinyImageNetDataModule",
     ),
     "lit_kd.models": (

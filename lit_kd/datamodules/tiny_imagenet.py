@@ -100,7 +100,7 @@ class TinyImageNetDataModule(ImageDataModule):
             raise ValueError(f"{self.root}: the {split} split has classes that wnids.txt lacks: {sorted(unknown)}.")
         position = {wnid: label for label, wnid in enumerate(self._wnids)}
         labels = torch.tensor([position[wnid] for wnid in wnids], dtype=torch.int64)
-        return InMemoryImages(decode_images(self.root, names, self.image_size), labels, self._names())
+        return InMemoryImages(decode_images(self.root, names, type(self).image_size), labels, self._names())
 
     def _names(self) -> list[str]:
         words = {wnid: text for wnid, _, text in (line.partition("\t") for line in self._read_lines("words.txt"))}
