@@ -47,7 +47,11 @@ def test_config_fits(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load(path.read_text())
     words, num_classes = tiny_data(config["data"], tmp_path / "data")
-    if config["data"]["class_path"] == "ImageFolderDataModule":
+    if path.parent.name == "obow":
+        words += ["--model.init_args.num_words=64", "--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=0"]
+        if "val_fraction" in config["data"]["init_args"]:
+            words.append("--data.init_args.val_fraction=0.5")
+    elif config["data"]["class_path"] == "ImageFolderDataModule":
         words.append("--data.init_args.image_size=64")
     for role in ("network", "student", "teacher"):
         network = config["model"]["init_args"].get(role)
