@@ -62,8 +62,8 @@ class OBoWModule(Distill):
     thousandth. ResNet-18: inverse_delta 10, kappa 5, SGD 0.05, weight decay 5e-4, no warm-up. Vanilla: one level,
     one group of one crop.
 
-    Differences from the official code: any batch size up to K; accumulation; the generator's weights are computed
-    once for all crops; exact perplexities. Levels of small maps: ``border`` and ``pool_kernel`` are ours.
+    Differences from the official code: any batch size up to K, accumulation, exact perplexities, and for small maps
+    ``border`` and ``pool_kernel``.
 
     Args:
         student: a network with maps, e.g. ``vision_model("resnet50", num_classes=0)``. Parameters behind the deepest

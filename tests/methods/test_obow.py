@@ -407,7 +407,8 @@ MOMENTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("counted", [True, False])
 def test_resumed_equals_straight(counted: bool, tmp_path: Path) -> None:
-    """With counted places of new words, and with drawn ones."""
+    """With counted places of new words; with drawn ones and the published optimizer and schedule."""
+    recipe: dict[str, Any] = {} if counted else {"optimizer": None, "lr_scheduler": None}
 
     class Data(CropImages):
         def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
@@ -420,12 +421,12 @@ def test_resumed_equals_straight(counted: bool, tmp_path: Path) -> None:
         for name, when in MOMENTS.items()
     ]
     torch.manual_seed(1)
-    straight = module(network(norm=True))
+    straight = module(network(norm=True), **recipe)
     trainer = fit(straight, Data(batch_size=8), callbacks=keep, **settings)
     expected, optimizer = state(straight), trainer.optimizers[0].state_dict()
     for seed, moment in enumerate(MOMENTS):
         torch.manual_seed(seed)
-        resumed = module(network(norm=True))
+        resumed = module(network(norm=True), **recipe)
         trainer = quiet_trainer(**{**settings, "enable_checkpointing": False})
         trainer.fit(resumed, datamodule=Data(batch_size=8), ckpt_path=tmp_path / f"{moment}.ckpt")
         same(state(resumed), expected)
