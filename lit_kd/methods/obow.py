@@ -260,16 +260,21 @@ class OBoWModule(Distill):
 
     def default_scheduler(self, optimizer: Optimizer) -> LRScheduler:
         """Linear warm-up by iteration over 1/20 of the epochs (10 of 200), cosine by epoch to 1/1000."""
-        epochs, batches = self.planned_epochs, self._batches_an_epoch()
-        steps = math.ceil(batches / self.trainer.accumulate_grad_batches)
-        return LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, epochs, round(epochs / 20), 1e-3))
+        epochs = self.planned_epochs
+        warmup = round(epochs / 20)
+        # Not before the first step: to ask for the number of batches loads the data, and in Lightning 2.6 the position
+        # of a resumed loader is lost if that happens before the checkpoint is read. Step 0 needs no number.
+        return LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self._steps_an_epoch() if step else 1, epochs, warmup, 1e-3)
+        )
 
-    def _batches_an_epoch(self) -> float:
-        self.trainer.estimated_stepping_batches  # noqa: B018  loads the data, where that has not happened
-        batches = self.trainer.num_training_batches
-        if batches == float("inf"):
+    def _steps_an_epoch(self) -> int:
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    def on_train_start(self) -> None:
+        """See that the published schedule knows how long an epoch is."""
+        if self.make_scheduler == self.default_scheduler and self.trainer.num_training_batches == float("inf"):
             raise ValueError("The data do not say how long an epoch is: give an lr_scheduler of your own.")
-        return batches
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """As every method; the published schedule is stepped by iteration."""

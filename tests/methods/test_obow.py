@@ -566,6 +566,16 @@ def test_published_schedule() -> None:
         assert rates[2 * epoch : 2 * epoch + 2] == pytest.approx([expected] * 2)
 
 
+def test_published_schedule_needs_the_length_of_an_epoch() -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            yield {}
+
+    obow = module(lr_scheduler=None)
+    with pytest.raises(ValueError, match="do not say how long an epoch is: give an lr_scheduler"):
+        quiet_trainer(max_epochs=1, max_steps=3).fit(obow, torch.utils.data.DataLoader(Stream(), batch_size=None))
+
+
 def test_own_scheduler_is_stepped_by_epoch() -> None:
     scheduler = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
     trainer = fit(module(lr_scheduler=scheduler), max_epochs=3)
