@@ -9,18 +9,31 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "lit_kd.methods": ("Classifier", "DefensiveDistill", "Distill", "MCMIDistill", "MCMITeacher"),
+    "lit_kd.methods": (
+        "Classifier",
+        "DefensiveDistill",
+        "Distill",
+        "FineTune",
+        "LinearEvaluation",
+        "MCMIDistill",
+        "MCMITeacher",
+        "OBoWModule",
+    ),
     "lit_kd.datamodules": (
         "CIFAR10DataModule",
         "CIFAR100DataModule",
         "DigitsDataModule",
         "ImageFolderDataModule",
+        "MultiCropViews",
         "TinyImageNetDataModule",
     ),
     "lit_kd.models": (
+        "BoWHead",
+        "EMATeacher",
         "FeatureTaps",
         "FrozenTeacher",
         "PixelModel",
+        "Vocabulary",
         "load_checkpoint",
         "load_exported",
         "save_exported",

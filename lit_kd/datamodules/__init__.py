@@ -5,6 +5,7 @@ from lit_kd.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from lit_kd.datamodules.digits import DigitsDataModule
 from lit_kd.datamodules.image_folder import ImageFolderDataModule
 from lit_kd.datamodules.tiny_imagenet import TinyImageNetDataModule
+from lit_kd.datamodules.views import MultiCropViews
 
 __all__ = [
     "CIFAR10DataModule",
@@ -12,5 +13,6 @@ __all__ = [
     "DigitsDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
+    "MultiCropViews",
     "TinyImageNetDataModule",
 ]

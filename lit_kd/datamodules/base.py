@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -19,6 +20,7 @@ from lit_kd.datamodules.loading import (
     StreamSampler,
 )
 from lit_kd.datamodules.subsets import choose_samples, class_indices
+from lit_kd.datamodules.views import MultiCropViews
 
 Split = Literal["train", "test"]
 
@@ -31,8 +33,12 @@ class ImageDataModule(LightningDataModule, ABC):
     visit and index, so runs agree over numbers of devices and workers, and one resumed in mid-epoch equals a
     straight one.
 
+    With `views`, training batches hold the teacher's view as `image` and the student's views as `crops`, a list of
+    groups (B * n, 3, s, s), image-major; in evaluation `image` is the teacher's view, never flipped.
+
     Subclasses set `image_size`, `mean`, `std`, `num_classes` (known before `setup`), the batch augmentation's
-    `crop_padding` and `flip`, and implement `load`.
+    `crop_padding` and `flip`, and implement `load`. `sized_by_loader`: images for evaluation arrive as the teacher's
+    view has them.
     """
 
     image_size: int
@@ -40,6 +46,7 @@ class ImageDataModule(LightningDataModule, ABC):
     std: tuple[float, float, float]
     crop_padding: int = 4
     flip: bool = True
+    sized_by_loader: bool = False
 
     def __init__(
         self,
@@ -53,6 +60,7 @@ class ImageDataModule(LightningDataModule, ABC):
         val_fraction: float = 0.0,
         samples_per_epoch: int | None = None,
         augment: bool = True,
+        views: MultiCropViews | None = None,
     ) -> None:
         """Check and keep the arguments.
 
@@ -67,6 +75,8 @@ class ImageDataModule(LightningDataModule, ABC):
             samples_per_epoch: Draws an epoch over all devices, rounded up to full batches; None means the
                 number of training samples.
             augment: Random crops and flips in training.
+            views: Several views of each training image, in the place of these crops and flips; `image_size` becomes
+                that of the teacher's view.
 
         Raises:
             ValueError: If an argument is out of range; in `setup`, if an omitted class does not exist or a
@@ -85,7 +95,15 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"train_fraction={train_fraction} must lie in (0, 1]: 1 trains on every sample.")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction={val_fraction} must lie in [0, 1): 0 holds no sample out.")
+        if views is not None and not augment:
+            raise ValueError("views are random and augment=False forbids it: leave one of them out.")
         self.save_hyperparameters()
+        if isinstance(views, dict):  # from a checkpoint, by load_from_checkpoint
+            views = MultiCropViews(**views)
+        elif views is not None and "_instantiator" not in self.hparams:  # Lightning's mark of the command line
+            self.hparams["views"] = asdict(views)  # weights_only loading reads plain values
+        if views is not None:
+            self.image_size = views.teacher_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -95,6 +113,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.val_fraction = val_fraction
         self.samples_per_epoch = samples_per_epoch
         self.augment = augment
+        self.views = views
         self.class_names: list[str] = []
         self.omitted: list[int] = []
         self.sets: dict[Split, ImageSet] = {}
@@ -182,8 +201,8 @@ class ImageDataModule(LightningDataModule, ABC):
             generator=torch.Generator().manual_seed(self.seed),  # else each epoch draws from the global one
         )
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment if the batch holds `visit`, and turn uint8 into [0, 1], on the batch's device.
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> dict[str, Any]:
+        """Augment or make views if the batch holds `visit`, and turn uint8 into [0, 1], on the batch's device.
 
         Raises:
             ValueError: If float images, looked at in the first batch of a stage, lie outside [0, 1].
@@ -196,9 +215,14 @@ class ImageDataModule(LightningDataModule, ABC):
                 raise ValueError(
                     f"Images span [{low:.3g}, {high:.3g}] and must lie in [0, 1]: leave normalisation to the network."
                 )
+        if self.views is not None and "visit" in batch:
+            views = self.views(image, batch["visit"], batch["index"], self.seed, batch.get("size"))
+            return {**{name: value for name, value in batch.items() if name != "size"}, **views}
         if self.augment and "visit" in batch and (self.crop_padding or self.flip):
             uniforms = counter_uniform(self.seed, batch["visit"], batch["index"], slots=3)
             image = random_crop_flip(image, uniforms, self.crop_padding, self.flip)
         if image.dtype == torch.uint8:
             image = image / 255  # float32, in one pass
+        if self.views is not None and not self.sized_by_loader:
+            image = self.views.teacher(image)
         return {**batch, "image": image}

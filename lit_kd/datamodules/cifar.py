@@ -50,7 +50,7 @@ class CIFAR10DataModule(ImageDataModule):
     def load(self, split: Split) -> InMemoryImages:
         """Read one split into memory."""
         source = self._class_folders(split)
-        images = read_class_folders(source, self.image_size) if source else self._read_python_version(split)
+        images = read_class_folders(source, type(self).image_size) if source else self._read_python_version(split)
         if len(images.class_names) != self.num_classes:
             raise ValueError(
                 f"{source or self.root} holds {len(images.class_names)} classes where {type(self).__name__} "

@@ -130,7 +130,7 @@ class TinyImageNetDataModule(ImageDataModule):
             classes, class_names = imagenet_labels(self.wnids), imagenet_names()
         position = dict(zip(self.wnids, classes, strict=True))
         labels = torch.tensor([position[wnid] for wnid in wnids], dtype=torch.int64)
-        return InMemoryImages(decode_images(self.root, names, self.image_size), labels, class_names)
+        return InMemoryImages(decode_images(self.root, names, type(self).image_size), labels, class_names)
 
     def _names(self) -> list[str]:
         words = {wnid: text for wnid, _, text in (line.partition("\t") for line in self._read_lines("words.txt"))}

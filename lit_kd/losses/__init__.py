@@ -1,5 +1,13 @@
 """Distillation losses: functions of tensors, and small modules where a loss has trainable parts."""
 
+from lit_kd.losses.bow import WordDistances, bow_codes, bow_loss, bow_perplexity, bow_target
+from lit_kd.losses.collapse import (
+    effective_rank,
+    feature_spread,
+    mean_pairwise_cosine,
+    nearest_words,
+    words_in_use,
+)
 from lit_kd.losses.crd import ContrastMemory, CRDLoss, bank_bytes
 from lit_kd.losses.features import (
     attention_transfer_loss,
@@ -20,18 +28,27 @@ __all__ = [
     "ContrastMemory",
     "ReviewFusion",
     "VIDRegressor",
+    "WordDistances",
     "attention_transfer_loss",
     "bank_bytes",
+    "bow_codes",
+    "bow_loss",
+    "bow_perplexity",
+    "bow_target",
     "class_centroids",
     "conditional_mutual_information",
     "correlation_congruence_loss",
     "dist_loss",
     "dkd_loss",
+    "effective_rank",
+    "feature_spread",
     "hierarchical_context_loss",
     "hint_loss",
     "kd_loss",
     "logit_standardization_kd_loss",
     "mcmi_loss",
+    "mean_pairwise_cosine",
+    "nearest_words",
     "nst_loss",
     "pkt_loss",
     "rkd_loss",
@@ -39,4 +56,5 @@ __all__ = [
     "soft_cross_entropy",
     "surrogate_kl",
     "vid_loss",
+    "words_in_use",
 ]

@@ -3,6 +3,17 @@
 from lit_kd.methods.base import Distill
 from lit_kd.methods.classifier import Classifier
 from lit_kd.methods.defensive import DefensiveDistill
+from lit_kd.methods.linear_evaluation import FineTune, LinearEvaluation
 from lit_kd.methods.mcmi import MCMIDistill, MCMITeacher
+from lit_kd.methods.obow import OBoWModule
 
-__all__ = ["Classifier", "DefensiveDistill", "Distill", "MCMIDistill", "MCMITeacher"]
+__all__ = [
+    "Classifier",
+    "DefensiveDistill",
+    "Distill",
+    "FineTune",
+    "LinearEvaluation",
+    "MCMIDistill",
+    "MCMITeacher",
+    "OBoWModule",
+]

@@ -1,17 +1,22 @@
 """Networks, teachers, feature taps, checkpoints and export."""
 
 from lit_kd.models.checkpoint import load_checkpoint
+from lit_kd.models.ema import EMATeacher
 from lit_kd.models.export import load_exported, save_exported
 from lit_kd.models.factory import VisionModel, vision_model
 from lit_kd.models.pixels import PixelModel, torchvision_model
 from lit_kd.models.taps import FeatureTaps
 from lit_kd.models.teacher import FrozenTeacher
+from lit_kd.models.vocabulary import BoWHead, Vocabulary
 
 __all__ = [
+    "BoWHead",
+    "EMATeacher",
     "FeatureTaps",
     "FrozenTeacher",
     "PixelModel",
     "VisionModel",
+    "Vocabulary",
     "load_checkpoint",
     "load_exported",
     "save_exported",

@@ -60,7 +60,11 @@ def tiny_run(path: Path, folder: Path) -> list[str]:
     """Words that run the config with networks and attacks made quick, on tiny files."""
     config = yaml.safe_load(path.read_text())
     words, num_classes = tiny_data(config["data"], folder / "data")
-    if config["data"]["class_path"] == "ImageFolderDataModule":
+    if path.parent.name == "obow":
+        words += ["--model.init_args.num_words=64", "--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=0"]
+        if "val_fraction" in config["data"]["init_args"]:
+            words.append("--data.init_args.val_fraction=0.5")
+    elif config["data"]["class_path"] == "ImageFolderDataModule":
         words.append("--data.init_args.image_size=64")
     if config["data"].get("init_args", {}).pop("label_space", None):  # the wnids of tiny files are none of ImageNet's
         assert config["data"]["class_path"] == "TinyImageNetDataModule"

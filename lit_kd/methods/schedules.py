@@ -1,0 +1,18 @@
+"""Learning rate schedules that torch does not have."""
+
+import math
+
+
+def warmup_cosine(step: int, steps_an_epoch: int, epochs: int, warmup: int, end: float) -> float:
+    """Factor of the learning rate: linear from 0 by step over ``warmup`` epochs, then a cosine by epoch to ``end``.
+
+    For :class:`torch.optim.lr_scheduler.LambdaLR`, stepped by iteration.
+
+    Example:
+        >>> [round(warmup_cosine(10 * epoch, 10, 200, 10, 1e-3), 4) for epoch in (0, 5, 10, 105, 200)]
+        [0.0, 0.5, 1.0, 0.5005, 0.001]
+    """
+    if step < warmup * steps_an_epoch:
+        return step / (warmup * steps_an_epoch)
+    progress = (step // steps_an_epoch - warmup) / (epochs - warmup)
+    return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
