@@ -3,12 +3,12 @@
     python -m benchmarks.obow_cifar10 --root CIFAR10_FOLDER --out runs/obow_cifar10
 
 Every run is the command line with a config of configs/obow and a few words that replace: ``cifar10_small`` pre-trains
-the student, which is then tested by k-NN (k = 20, T = 0.07, all training images as the bank) and, frozen, by
-``cifar10_small_linear``. ``random`` is the same network as it is initialised, ``supervised`` the same network on all
-labels with as many epochs. Ablations: ``vanilla`` (one level, one crop), ``hard`` (each place is its nearest word).
-The table holds accuracy on the official test images, mean and standard deviation over seeds; the curves of a run lie
-in its folder. Words that it does not know are handed on to every command. Every finished run leaves a file in ``out``
-and is not run again.
+the student, which is then tested by k-NN (k = 20, T = 0.07, the 45,000 training images as the bank) and by multinomial
+logistic regression on the standardised features of all 50,000, without augmentation, to convergence. ``random`` is the
+same network as it is initialised, ``supervised`` the same network on all labels. Ablations: ``vanilla`` (one level, one
+crop), ``hard`` (each place is its nearest word). The table holds accuracy on the official test images, mean and
+standard deviation over seeds; the curves of a run lie in its folder. Words that it does not know are handed on to every
+command. Every finished run leaves a file in ``out`` and is not run again.
 """
 
 import argparse
@@ -19,11 +19,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from benchmarks.mcmi_few_shot import once
 from lit_kd.cli import LitKDCLI
+from lit_kd.datamodules import CIFAR10DataModule
 from lit_kd.files import replacing
-from lit_kd.models import save_exported, vision_model
+from lit_kd.models import load_exported, save_exported, vision_model
 
 VARIANTS: dict[str, list[str]] = {
     "full": [],
@@ -75,6 +79,21 @@ def fit_and_test(args: argparse.Namespace, config: str, seed: int, name: str, wo
     return run(args, config, seed, name, "test", [*words, "--ckpt_path", last])
 
 
+def linear(args: argparse.Namespace, export: Path) -> float:
+    """Test accuracy of logistic regression on the features of an exported network."""
+    data = CIFAR10DataModule(root=args.root, eval_batch_size=500)
+    network = load_exported(export)
+    sets = []
+    for stage, loader in (("fit", data.train_eval_dataloader), ("test", data.test_dataloader)):
+        data.setup(stage)
+        with torch.inference_mode():
+            batches = [(network(data.on_after_batch_transfer(batch, 0)["image"]), batch["label"]) for batch in loader()]
+        sets.append([torch.cat(parts).numpy() for parts in zip(*batches, strict=True)])
+    (features, labels), (queries, truth) = sets
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(features, labels)
+    return float(classifier.score(queries, truth))
+
+
 def result(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]:
     """Accuracy by k-NN and by a linear classifier of one run."""
     name = f"{variant}_{seed}"
@@ -93,9 +112,7 @@ def result(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float
                 tested = run(args, "obow/cifar10_small", seed, f"{name}_knn", "test", words)
             else:
                 tested = fit_and_test(args, "obow/cifar10_small", seed, name, [*VARIANTS[variant], epochs])
-            words = [f"--model.init_args.backbone.init_args.checkpoint={export / 'model.safetensors'}"]
-            linear = fit_and_test(args, "obow/cifar10_small_linear", seed, f"{name}_linear", words)
-            numbers = {"knn": tested["test/knn20_t0.07_student_acc"], "linear": linear["test/acc"]}
+            numbers = {"knn": tested["test/knn20_t0.07_student_acc"], "linear": linear(args, export)}
         with replacing(args.out / f"{name}.json") as temporary:
             temporary.write_text(json.dumps(numbers))
         print(name, numbers, flush=True)

@@ -49,7 +49,7 @@ def tiny_network(network: dict, file: str, num_classes: int) -> None:
     if network["class_path"].endswith("torchvision_model"):
         settings.update(name="resnet18", weights=None, size=32)
         settings.pop("wnids", None)
-    if settings["num_classes"]:
+    if settings.get("num_classes") != 0:
         settings["num_classes"] = num_classes
     settings.pop("pretrained", None)
     if "checkpoint" in settings:
