@@ -18,6 +18,8 @@ _PUBLIC = {
         "MCMIDistill",
         "MCMITeacher",
         "OBoWModule",
+        "QuestionAnswering",
+        "SequenceClassifier",
     ),
     "lit_kd.datamodules": (
         "CIFAR10DataModule",

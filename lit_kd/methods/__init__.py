@@ -6,6 +6,8 @@ from lit_kd.methods.defensive import DefensiveDistill
 from lit_kd.methods.linear_evaluation import FineTune, LinearEvaluation
 from lit_kd.methods.mcmi import MCMIDistill, MCMITeacher
 from lit_kd.methods.obow import OBoWModule
+from lit_kd.methods.question_answering import QuestionAnswering
+from lit_kd.methods.sequence_classifier import SequenceClassifier
 
 __all__ = [
     "Classifier",
@@ -16,4 +18,6 @@ __all__ = [
     "MCMIDistill",
     "MCMITeacher",
     "OBoWModule",
+    "QuestionAnswering",
+    "SequenceClassifier",
 ]
