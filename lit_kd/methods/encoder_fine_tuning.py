@@ -126,5 +126,8 @@ def entry(batch: TextBatch, name: str) -> Tensor:
     """A tensor of the batch; a ValueError where it is missing."""
     if not isinstance(batch, Mapping) or name not in batch:
         found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise ValueError(f"The batch has no {name!r} (it has {found}): batches are dicts of the tokenizer's tensors.")
+        raise ValueError(
+            f"The batch has no {name!r} (it has {found}): it must be a dict of the tokenizer's tensors, targets and "
+            "'index'; without targets there is only predict."
+        )
     return batch[name]

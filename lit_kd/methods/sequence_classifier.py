@@ -62,13 +62,13 @@ class SequenceClassifier(EncoderFineTune):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(network, teacher, temperature, distillation_weight, lr, optimizer, lr_scheduler)
+        check_labels("network", known_size(network, "num_labels"), num_labels)
         self.num_labels = num_labels
         labels: Sequence[str] = ()
         names: Sequence[str] = ("accuracy",) if num_labels > 1 else ("pearson", "spearman")
         if task is not None:
             labels, names = glue_task(task).labels, glue_task(task).metrics
             check_labels(f"task {task!r}", glue_task(task).num_labels, num_labels)
-        check_labels("network", known_size(network, "num_labels"), num_labels)
         self.teacher_order: list[int] | None = None
         if teacher is not None:
             check_labels("teacher", known_size(teacher, "num_labels"), num_labels)

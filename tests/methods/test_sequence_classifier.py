@@ -126,6 +126,18 @@ def test_predictions_are_written_once_each(tmp_path: Path) -> None:
     assert torch.equal(written["prediction"], written["logits"].argmax(1))
 
 
+def test_predictions_of_two_loaders_are_told_apart(tmp_path: Path) -> None:
+    class Two(TinyGLUE):
+        def predict_dataloader(self) -> Any:
+            return self.val_dataloader()
+
+    trainer = quiet_trainer(callbacks=[PredictionsWriter()], default_root_dir=tmp_path)
+    trainer.predict(SequenceClassifier(classifier(3), 3, "mnli"), Two("mnli"), return_predictions=False)
+    written = load_file(tmp_path / "predictions.safetensors")
+    assert written["loader"].tolist() == [0] * 31 + [1] * 35
+    assert written["index"].tolist() == [*range(31), *range(35)]
+
+
 # Loss
 
 
