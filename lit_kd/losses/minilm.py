@@ -125,7 +125,7 @@ class _Relation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient_x, gradient_y = ctx.saved_tensors
         return gradient * gradient_x, gradient * gradient_y, None, None, None, None, None
 

@@ -1,9 +1,8 @@
 """What the fine-tuning methods of text encoders share: the teacher, the inputs of each network, the recipe."""
 
-import inspect
 import math
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -14,9 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from lit_kd.methods.base import Distill
 from lit_kd.methods.schedules import warmup_linear
 from lit_kd.models.teacher import FrozenTeacher
-
-TextBatch = Mapping[str, Tensor]  # what the tokenizer returns, targets, and `index`
-_TARGETS = {"labels", "start_positions", "end_positions"}  # with them a network would compute a loss of its own
+from lit_kd.models.text import TextBatch
 
 
 class EncoderFineTune(Distill, ABC):
@@ -77,13 +74,8 @@ class EncoderFineTune(Distill, ABC):
     # Recipe
 
     def default_optimizer(self, parameters: Any) -> Optimizer:
-        """AdamW, weight decay 0.01 on matrices only: every vector of an encoder is a bias or of a layer norm."""
-        parameters = list(parameters)
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.01},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return AdamW(groups, lr=self.lr)
+        """AdamW, weight decay 0.01 on matrices."""
+        return AdamW(matrices_and_vectors(parameters, 0.01), lr=self.lr)
 
     def default_scheduler(self, optimizer: Optimizer) -> LRScheduler:
         """Linear warm-up over a tenth of the steps, linear decay to 0."""
@@ -98,13 +90,13 @@ class EncoderFineTune(Distill, ABC):
         return LambdaLR(optimizer, factor)
 
 
-def known_inputs(network: nn.Module, batch: TextBatch) -> dict[str, Tensor]:
-    """Those tensors of a batch that the network's forward names: DistilBERT, say, knows no ``token_type_ids``."""
-    named = inspect.signature(network.forward).parameters.keys() - _TARGETS
-    inputs = {name: value for name, value in batch.items() if name in named}
-    if not inputs:
-        raise ValueError(f"forward of {type(network).__name__} names none of the batch's tensors {sorted(batch)}.")
-    return inputs
+def matrices_and_vectors(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups with weight decay on matrices only: every vector of an encoder is a bias or of a layer norm."""
+    parameters = list(parameters)
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def known_size(network: nn.Module, name: str) -> int | None:

@@ -13,7 +13,8 @@ from lit_kd.language.squad import SquadExample, SquadFeature
 from lit_kd.language.squad_scores import best_thresholds, squad_scores
 from lit_kd.language.squad_spans import SpanPrediction, predict_spans
 from lit_kd.losses import kd_loss
-from lit_kd.methods.encoder_fine_tuning import EncoderFineTune, TextBatch, entry, known_inputs
+from lit_kd.methods.encoder_fine_tuning import EncoderFineTune, entry
+from lit_kd.models.text import TextBatch, known_inputs
 
 Split = Literal["train", "val", "test"]
 

@@ -10,7 +10,8 @@ from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, Multi
 
 from lit_kd.language.glue import glue_task
 from lit_kd.losses import kd_loss
-from lit_kd.methods.encoder_fine_tuning import EncoderFineTune, TextBatch, entry, known_inputs, known_size
+from lit_kd.methods.encoder_fine_tuning import EncoderFineTune, entry, known_size
+from lit_kd.models.text import TextBatch, known_inputs
 
 
 class SequenceClassifier(EncoderFineTune):
