@@ -22,7 +22,7 @@ from lit_kd.methods.encoder_fine_tuning import entry, matrices_and_vectors
 from lit_kd.methods.schedules import warmup_linear
 from lit_kd.models.levels import freeze_unused
 from lit_kd.models.modes import eval_mode
-from lit_kd.models.self_attention import SelfAttentionTap, Vectors, attention_paths, truncate_layers
+from lit_kd.models.self_attention import SelfAttentionVectors, attention_paths, truncate_layers
 from lit_kd.models.teacher import FrozenTeacher
 from lit_kd.models.text import TextBatch, check_tokenizers, known_inputs, longest_sequence
 
@@ -104,30 +104,29 @@ class MiniLMDistill(Distill):
         self.lr, self.betas, self.warmup_steps = lr, betas, warmup_steps
 
         truncate_layers(teacher, layer_count(teacher) if teacher_layer is None else teacher_layer)
-        self.student = student
-        self.teacher = FrozenTeacher(teacher)
-        self.student_tap, self.teacher_tap = SelfAttentionTap(student), SelfAttentionTap(teacher)
+        self.student = SelfAttentionVectors(student)
+        self.teacher = FrozenTeacher(SelfAttentionVectors(teacher))
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.longest = min((n for n in map(longest_sequence, (student, teacher)) if n is not None), default=None)
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
         example = {"input_ids": torch.zeros(1, 2, dtype=torch.int64), "attention_mask": torch.ones(1, 2)}
-        with torch.enable_grad(), eval_mode(self.student), self.student_tap as vectors:
-            self.student(**known_inputs(self.student, example))
+        with torch.enable_grad(), eval_mode(self.student):
+            vectors = self.student(**known_inputs(self.network, example))
         used = {name for pair in self.relations for name in pair}
-        freeze_unused(self.student, torch.stack([vectors[name].sum() for name in used]).sum())
+        freeze_unused(self.network, torch.stack([vectors[name].sum() for name in used]).sum())
 
     # Models
 
     @property
     def network(self) -> nn.Module:
-        """What the run is for: the student."""
-        return self.student
+        """What the run is for: the whole student."""
+        return self.student.module
 
     def forward(self, batch: TextBatch) -> Any:
         """The whole student's output."""
-        return self.student(**known_inputs(self.student, batch))
+        return self.network(**known_inputs(self.network, batch))
 
     # Steps
 
@@ -143,15 +142,9 @@ class MiniLMDistill(Distill):
                 f"A text of {mask.shape[1]} tokens is longer than the {self.longest} positions of student or teacher: "
                 "lower max_length of the data."
             )
-        theirs, ours = self.vectors(self.teacher, batch), self.vectors(self.student, batch)
+        theirs = self.teacher(**known_inputs(self.teacher.module.module, batch))
+        ours = self.student(**known_inputs(self.network, batch))
         return relation_loss(ours, theirs, mask, self.relations, self.heads, self.reduction, chunk=self.chunk)
-
-    def vectors(self, network: nn.Module, batch: TextBatch) -> Vectors:
-        """Q, K and V (B, S, H) of the layer that is read."""
-        tap = self.teacher_tap if network is self.teacher else self.student_tap
-        with tap as vectors:
-            network(**known_inputs(getattr(network, "module", network), batch))
-        return vectors
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
         """The same loss as ``val/loss``, a mean over texts."""

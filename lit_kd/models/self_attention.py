@@ -73,64 +73,64 @@ def attention_paths(network: nn.Module) -> AttentionPaths:
     return ATTENTION_PATHS[kind]
 
 
-class SelfAttentionTap:
-    """Runs a network up to the projections of one layer, and gives these.
+class SelfAttentionVectors(nn.Module):
+    """A network up to the projections of its last layer: ``forward(**inputs)`` gives Q, K and V.
 
-    Inside the ``with`` block that layer computes Q, K and V of its input and nothing else: no attention, no
-    feed-forward. It has to be the network's last one (:func:`truncate_layers`); its parameters behind the projections
-    get no gradient. Outside of the block the network is as it was. Attention implementation, dropout of the layers
-    below and gradient checkpointing stay what they are.
+    That layer computes Q, K and V of its input and nothing else: no attention, no feed-forward. Its parameters behind
+    the projections get no gradient. Called by itself, as ``self.module``, the network is whole. Attention
+    implementation, dropout of the layers below and gradient checkpointing stay what they are. A module, and not hooks,
+    because FSDP gathers weights for the backward where the outputs of a module enter the loss.
 
     Args:
-        network: of Hugging Face, with or without a head.
+        network: of Hugging Face, with or without a head; :func:`truncate_layers` makes another layer its last.
 
     Raises:
-        ValueError: an unknown architecture; in the block, reentrant gradient checkpointing over frozen embeddings,
+        ValueError: an unknown architecture; by ``forward``, reentrant gradient checkpointing over frozen embeddings,
             which cuts the graph.
 
     Example:
         >>> from transformers import BertConfig, BertModel
-        >>> network = BertModel(BertConfig(8, 12, 2, 3, 24))
-        >>> tap = SelfAttentionTap(network)
-        >>> with tap as vectors:
-        ...     _ = network(torch.ones(2, 5, dtype=torch.int64))
+        >>> sizes = {"vocab_size": 8, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
+        >>> network = SelfAttentionVectors(BertModel(BertConfig(**sizes)))
+        >>> vectors = network(input_ids=torch.ones(2, 5, dtype=torch.int64))
         >>> {name: tuple(vector.shape) for name, vector in vectors.items()}
         {'q': (2, 5, 12), 'k': (2, 5, 12), 'v': (2, 5, 12)}
     """
 
     def __init__(self, network: Any) -> None:
-        self._network = network
+        super().__init__()
+        self.module = network
         self._paths = attention_paths(network)
-        self._last = _layers(network)[-1]
-        self._calls_before = network.config.num_hidden_layers - 1 if self._paths.shared else 0
         returned: list[Any] = []
         handle = self._last.register_forward_hook(lambda layer, args, output: returned.append(output))
         with torch.no_grad(), eval_mode(network):
             network(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=next(network.parameters()).device))
         handle.remove()
         self._extra = len(returned[-1]) - 1 if isinstance(returned[-1], tuple) else None  # versions differ
-        self._block: Any = None
 
-    def __enter__(self) -> Vectors:
-        self._block = self._tapped()
-        return self._block.__enter__()
+    @property
+    def _last(self) -> Any:
+        return _layers(self.module)[-1]
 
-    def __exit__(self, *exception: Any) -> None:
-        self._block.__exit__(*exception)
+    def forward(self, **inputs: Tensor) -> Vectors:
+        """Q, K and V, (B, S, H) each."""
+        with self._cut() as vectors:
+            self.module(**inputs)
+        return vectors
 
     @contextmanager
-    def _tapped(self) -> Iterator[Vectors]:
-        layer: Any = self._last
+    def _cut(self) -> Iterator[Vectors]:
+        layer = self._last
         vectors: Vectors = {}
-        calls = 0
+        calls, last_call = 0, self.module.config.num_hidden_layers if self._paths.shared else 1
 
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls <= self._calls_before:
+            if calls < last_call:
                 return type(layer).forward(layer, hidden, *args, **kwargs)
-            self._check_graph(hidden)
-            vectors.update(self._project(hidden))
+            self._check_graph(layer, hidden)
+            vectors.update(self._project(layer, hidden))
             return hidden if self._extra is None else (hidden, *[None] * self._extra)
 
         checkpointed = getattr(layer, "gradient_checkpointing", False)
@@ -142,23 +142,23 @@ class SelfAttentionTap:
             del layer.forward
             layer.gradient_checkpointing = checkpointed
 
-    def _check_graph(self, hidden: Tensor) -> None:
-        if hidden.requires_grad or not (torch.is_grad_enabled() and self._network.training):
+    def _project(self, layer: nn.Module, hidden: Tensor) -> Vectors:
+        if self._paths.norm is not None:
+            hidden = layer.get_submodule(self._paths.norm)(hidden)
+        projected = [layer.get_submodule(path)(hidden) for path in self._paths.projections]
+        if len(projected) == 1:
+            projected = list(projected[0].chunk(3, dim=-1))
+        return dict(zip("qkv", projected, strict=True))
+
+    def _check_graph(self, layer: nn.Module, hidden: Tensor) -> None:
+        if hidden.requires_grad or not (torch.is_grad_enabled() and self.training):
             return
-        own = set(self._last.parameters())
-        if any(p.requires_grad and p not in own for p in self._network.parameters()):
+        own = set(layer.parameters())
+        if any(p.requires_grad and p not in own for p in self.module.parameters()):
             raise ValueError(
                 "No gradient reaches the layers below Q, K and V: gradient checkpointing with use_reentrant=True cuts "
                 "the graph where the embeddings are frozen, so enable it with use_reentrant=False."
             )
-
-    def _project(self, hidden: Tensor) -> Vectors:
-        if self._paths.norm is not None:
-            hidden = self._last.get_submodule(self._paths.norm)(hidden)
-        projected = [self._last.get_submodule(path)(hidden) for path in self._paths.projections]
-        if len(projected) == 1:
-            projected = list(projected[0].chunk(3, dim=-1))
-        return dict(zip("qkv", projected, strict=True))
 
 
 def truncate_layers(network: Any, layer: int) -> None:

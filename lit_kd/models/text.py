@@ -88,7 +88,7 @@ def _copy_layers(student: Any, teacher: Any) -> None:
     student.base_model.load_state_dict(rest, strict=False)
 
 
-def known_inputs(network: nn.Module, batch: TextBatch) -> dict[str, Tensor]:
+def known_inputs(network: Any, batch: TextBatch) -> dict[str, Tensor]:
     """Those tensors of a batch that the network's forward names: DistilBERT, say, knows no ``token_type_ids``."""
     named = inspect.signature(network.forward).parameters.keys() - _TARGETS
     inputs = {name: value for name, value in batch.items() if name in named}

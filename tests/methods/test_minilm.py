@@ -14,6 +14,7 @@ from lit_kd.callbacks import ExportStudent
 from lit_kd.losses import MINILM_V1, relation_loss
 from lit_kd.methods import MiniLMDistill, needs_assistant
 from lit_kd.models import text_encoder
+from lit_kd.models.text import known_inputs
 
 
 def distill(student: Any = None, teacher: Any = None, **settings: Any) -> MiniLMDistill:
@@ -68,9 +69,9 @@ def test_exactly_what_takes_part_has_a_gradient(relations: Any) -> None:
     last = "encoder.layer.1"
     parts = ["attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense"]
     expected = {f"{last}.{part}.{kind}" for part in [*parts, "output.LayerNorm"] for kind in ("weight", "bias")}
-    assert silent(module.student) == expected | {"pooler.dense.weight", "pooler.dense.bias"}
-    assert silent(module.student) == {name for name, p in module.student.named_parameters() if not p.requires_grad}
-    for name, p in module.student.named_parameters():
+    assert silent(module.network) == expected | {"pooler.dense.weight", "pooler.dense.bias"}
+    assert silent(module.network) == {name for name, p in module.network.named_parameters() if not p.requires_grad}
+    for name, p in module.network.named_parameters():
         if p.grad is not None:
             invariant = name.endswith("key.bias") and (relations == "minilm" or not name.startswith(last))
             assert (p.grad.abs().max() < 1e-12) == invariant, name
@@ -96,7 +97,7 @@ def test_equal_networks_have_no_loss() -> None:
     loss = module.relation_loss(batch())
     loss.backward()
     assert loss.abs() < 1e-7
-    assert max(p.grad.abs().max() for p in module.student.parameters() if p.grad is not None) < 1e-6
+    assert max(p.grad.abs().max() for p in module.network.parameters() if p.grad is not None) < 1e-6
 
 
 def test_teacher_stays_as_it_is() -> None:
@@ -112,8 +113,8 @@ def test_teacher_stays_as_it_is() -> None:
 def test_dropout_is_the_students_alone() -> None:
     changes = {"hidden_dropout_prob": 0.3}
     module = distill(encoder(seed=1, **changes), encoder(**changes)).train()
-    theirs = [module.vectors(module.teacher, batch())["q"] for _ in range(2)]
-    ours = [module.vectors(module.student, batch())["q"] for _ in range(2)]
+    inputs = known_inputs(module.network, batch())
+    theirs, ours = ([network(**inputs)["q"] for _ in range(2)] for network in (module.teacher, module.student))
     assert torch.equal(*theirs) and not torch.equal(*ours)
 
 
@@ -160,7 +161,7 @@ def test_student_is_exported_for_transformers(tmp_path: Path) -> None:
     trainer.fit(module, datamodule=RandomTexts())
     loaded = AutoModel.from_pretrained(tmp_path / "export").eval()
     inputs = {k: v for k, v in batch().items() if k != "index"}
-    for ours, theirs in zip(module.student.eval()(**inputs).values(), loaded(**inputs).values(), strict=True):
+    for ours, theirs in zip(module.network.eval()(**inputs).values(), loaded(**inputs).values(), strict=True):
         assert torch.equal(ours, theirs)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "export")) == 40
 
@@ -190,7 +191,7 @@ def test_validation_is_a_mean_over_texts() -> None:
 def test_nan_stops_with_the_indices() -> None:
     module = distill()
     with torch.no_grad():
-        module.student.embeddings.word_embeddings.weight.fill_(torch.nan)
+        module.network.embeddings.word_embeddings.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match=r"indices of the batch: \[\d+, \d+, \d+, \d+\]"):
         quiet_trainer(max_epochs=1).fit(module, datamodule=RandomTexts())
 
