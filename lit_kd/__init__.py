@@ -26,8 +26,11 @@ _PUBLIC = {
         "CIFAR10DataModule",
         "CIFAR100DataModule",
         "DigitsDataModule",
+        "GLUEDataModule",
         "ImageFolderDataModule",
         "MultiCropViews",
+        "SQuADDataModule",
+        "TextCorpusDataModule",
         "TinyImageNetDataModule",
     ),
     "lit_kd.models": (

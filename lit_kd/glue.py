@@ -109,8 +109,8 @@ def read_runs(path: Path, settings: Mapping[str, Any]) -> list[Run]:
 
 def fine_tune(run: Run, settings: Mapping[str, Any], accelerator: str = "auto") -> dict[str, float]:
     """Metrics on the dev set after the last epoch."""
-    from lit_kd.datamodules import GLUEDataModule  # type: ignore[attr-defined,unused-ignore]
-    from lit_kd.models import text_encoder  # type: ignore[attr-defined,unused-ignore]
+    from lit_kd.datamodules import GLUEDataModule
+    from lit_kd.models import text_encoder
 
     seed_everything(run["seed"])
     data = GLUEDataModule(
