@@ -3,9 +3,9 @@
     python -m benchmarks.minilm_step [--relations minilm_v2]
     python -m benchmarks.minilm_step --memory
 
-The obvious implementation runs teacher and student whole, with eager attention and ``output_attentions=True``; for v1 it
-compares the log of the last layers' attention probabilities and computes V-V from a hook on the value projections, for
-v2 it computes Q-Q, K-K and V-V from hooks. Both have the same networks (BERT shapes, random weights), batches and
+The obvious implementation runs teacher and student whole, with eager attention and ``output_attentions=True``; for v1
+it compares the log of the last layers' attention probabilities and computes V-V from a hook on the value projection,
+for v2 it computes Q-Q, K-K and V-V from hooks. Both have the same networks (BERT shapes, random weights), batches and
 AdamW, and run in a bare loop; the two alternate, a round each. The table holds the median over rounds of a round's
 median step, the range, the median over rounds of the ratio, and tokens a second. Dropout is off, as the logarithm of
 eager probabilities after dropout is not finite.
@@ -35,8 +35,9 @@ from lit_kd.models.text import TextBatch
 Step = Callable[[TextBatch], None]
 
 
-def network(layers: int, hidden: int, attention: str) -> Any:
-    """BERT with random weights."""
+def network(shape: tuple[int, int], attention: str) -> Any:
+    """BERT of some layers and width with random weights."""
+    layers, hidden = shape
     config = BertConfig(
         num_hidden_layers=layers,
         hidden_size=hidden,
@@ -63,8 +64,8 @@ def kl(log_p: Tensor, log_r: Tensor, mask: Tensor) -> Tensor:
 
 def obvious(args: argparse.Namespace) -> Step:
     """Whole networks with all attentions."""
-    teacher = network(*args.teacher, "eager").requires_grad_(False).eval()
-    student = network(*args.student, "eager").train()
+    teacher = network(args.teacher, "eager").requires_grad_(False).eval()
+    student = network(args.student, "eager").train()
     kept: list[dict[str, Tensor]] = []
     for one in (teacher, student):
         vectors: dict[str, Tensor] = {}
@@ -84,10 +85,10 @@ def obvious(args: argparse.Namespace) -> Step:
             loss = kl(target.clamp(min=1e-30).log(), output.clamp(min=1e-30).log(), mask)
             pairs, heads = ["v"], student.config.num_attention_heads
         else:
-            loss, pairs, heads = 0, ["q", "k", "v"], args.heads
+            loss, pairs, heads = torch.zeros(()), ["q", "k", "v"], args.heads
         for x in pairs:
-            both = [relation(vectors[x], vectors[x], mask, heads) for vectors in (theirs, ours)]
-            loss = loss + kl(*both, mask)
+            target, output = (relation(vectors[x], vectors[x], mask, heads) for vectors in (theirs, ours))
+            loss = loss + kl(target, output, mask)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -98,8 +99,8 @@ def obvious(args: argparse.Namespace) -> Step:
 def ours(args: argparse.Namespace) -> Step:
     """MiniLMDistill's loss in the same loop."""
     heads = None if args.relations == "minilm" else args.heads
-    networks = network(*args.student, "sdpa"), network(*args.teacher, "sdpa")
-    module = MiniLMDistill(*networks, relations=args.relations, heads=heads).train()
+    student, teacher = network(args.student, "sdpa"), network(args.teacher, "sdpa")
+    module = MiniLMDistill(student, teacher, relations=args.relations, heads=heads).train()
     optimizer = AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4)
 
     def step(batch: TextBatch) -> None:
@@ -149,7 +150,8 @@ def peak(chunk: int | None, results: Any) -> None:
         {name: torch.randn(4, 512, width, requires_grad=learns) for name in "qkv"} for width, learns in widths
     )
     mask = torch.ones(4, 512)
-    relation_loss(*({n: v[:1, :8] for n, v in x.items()} for x in (student, teacher)), mask[:1, :8], MINILM_V2, 48)
+    first = [{name: vector[:1, :8] for name, vector in one.items()} for one in (student, teacher)]
+    relation_loss(first[0], first[1], mask[:1, :8], MINILM_V2, 48)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     relation_loss(student, teacher, mask, MINILM_V2, 48, chunk=chunk).backward()
     results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)

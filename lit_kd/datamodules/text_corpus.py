@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lit_kd.datamodules.loading import Batch, rank_and_world
+from lit_kd.datamodules import loading
+from lit_kd.datamodules.loading import Batch
 from lit_kd.datamodules.text import TextDataModule, TokenSet
 from lit_kd.language.tokens import CHUNK, Padding, TokenRows, special_frame
 
@@ -88,9 +89,8 @@ class TextCorpusDataModule(TextDataModule):
     def setup(self, stage: str) -> None:
         """Read all texts, or see that there are some."""
         if self.streaming:
-            load_tokens = self.tokenizer()
-            self._stream = TextStream(self, load_tokens)
             next(self.documents())
+            self._stream = TextStream(self, self.tokenizer())
             return
         super().setup("fit" if stage in ("fit", "validate") else "train")
 
@@ -122,7 +122,7 @@ class TextCorpusDataModule(TextDataModule):
 
     def test_dataloader(self) -> Any:
         """All rows, once each."""
-        return [self._eval_loader(*self.sets["train"])]
+        return [self._eval_loader(texts) for texts in self.sets["train"]]
 
     predict_dataloader = test_dataloader
 
@@ -137,7 +137,7 @@ class TextStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the tokenizer's tensors and `index`, the number of the row in its process' stream."""
-        (rank, world), worker = rank_and_world(), get_worker_info()
+        (rank, world), worker = loading.rank_and_world(), get_worker_info()
         number, of = (worker.id, worker.num_workers) if worker else (0, 1)
         shard, shards = rank * of + number, world * of
         # Batches come from the processes in turn: those that this one gave before the start.

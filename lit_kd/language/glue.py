@@ -97,7 +97,7 @@ def glue_task(name: str) -> GlueTask:
 
 
 def read_glue(path: str | Path, task: GlueTask, labelled: bool = True) -> GlueRows:
-    r"""Read a tsv file of GLUE: lines end with \n, cells with a tab, and a quotation mark is a character like any other.
+    r"""Read a tsv file of GLUE: lines end with \n, cells with a tab, and a quotation mark is like any character.
 
     Columns are found by name, so that MNLI's files of 10, 12 and 16 columns and MRPC's of 5 are one case. Rows with too
     few cells, of which the official QQP has some, are left out with a warning, as `datasets` does.

@@ -218,7 +218,7 @@ def check_offsets(tokenizer: PreTrainedTokenizerBase, contexts: Iterable[str]) -
     for context in contexts:
         encoded = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            text = tokenizer.decode([token]).strip().removeprefix("##").casefold()
+            text = str(tokenizer.decode([token])).strip().removeprefix("##").casefold()
             if text != context[start:end].strip().casefold() and text == context[max(0, start - 1) : end].casefold():
                 raise ValueError(
                     f"The tokenizer says that {text!r} stands at characters {start} to {end}, where the text has "

@@ -104,8 +104,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"tokenizer={path!r} cannot be loaded ({str(error).splitlines()[0]}): give a folder with tokenizer.json, or "
-            "the name of a model on the Hugging Face hub."
+            f"tokenizer={path!r} cannot be loaded ({str(error).splitlines()[0]}): give a folder with tokenizer.json, "
+            "or the name of a model on the Hugging Face hub."
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer={path!r} is a slow one, without offsets: save it as a fast one (tokenizer.json).")
