@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from lit_kd.callbacks.random_state import RandomState
 
@@ -149,8 +150,14 @@ class Distill(LightningModule, ABC):
                 fully_shard(child, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
 
     def on_fit_start(self) -> None:
-        """What learns is in train mode: a network handed over in eval mode would train without its dropout."""
+        """What learns is in train mode: a network handed over in eval mode would train without its dropout.
+
+        Metrics are reset: after ``validate`` they hold inference tensors, which the validation of a fit cannot change.
+        """
         self.train()
+        for part in self.modules():
+            if isinstance(part, Metric):
+                part.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Under FSDP2, where loading is not strict, see to it that every key of what was trained is there."""

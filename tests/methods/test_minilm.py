@@ -237,3 +237,12 @@ def test_bad_networks_and_batches_say_so() -> None:
 )
 def test_when_an_assistant_helps(shape: tuple[int, int, int, int], expected: bool) -> None:
     assert needs_assistant(*shape) is expected
+
+
+def test_a_fit_may_follow_a_validation() -> None:
+    """Metrics of ``validate`` are inference tensors, which the validation of a fit could not change."""
+    module, data = distill(), RandomTexts()
+    quiet_trainer().validate(module, datamodule=data, verbose=False)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(module, datamodule=data)
+    assert trainer.callback_metrics["val/loss"] > 0
