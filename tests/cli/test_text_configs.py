@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import minilm_toy
 import pytest
 import text_toy
 import yaml
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from lit_kd.cli import LitKDCLI, main
 from lit_kd.methods import QuestionAnswering, SequenceClassifier
@@ -68,3 +69,38 @@ def test_data_without_a_number_of_labels(tmp_path: Path) -> None:
     Path(file).write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match="network has 2 labels but num_labels=None"):
         LitKDCLI(["-c", file, *TINY], run=False)
+
+
+DISTIL = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "MiniLMDistill" in path.read_text())
+
+
+@pytest.mark.parametrize("name", DISTIL)
+def test_distils(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each config on a tiny encoder, a file of words and two steps, its own recipe otherwise."""
+    monkeypatch.chdir(tmp_path)
+    path = minilm_toy.saved(minilm_toy.encoder(), tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("w1 w2 w3\nw4 w5\n" * 200)
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    own, teacher = model["student"]["init_args"], model["teacher"]["init_args"]
+    assert data["tokenizer"] == own["path"] and own["config"]["intermediate_size"] == 4 * own["config"]["hidden_size"]
+    own.update(path=path, config={"num_hidden_layers": 2, "hidden_size": 12})
+    teacher.update(path=path)
+    model["warmup_steps"] = 1
+    if "heads" in model:
+        model["heads"] = 6
+    for key in ("dataset", "dataset_config"):
+        data.pop(key, None)
+    data.update(tokenizer=path, files=["texts.txt"], max_length=16, batch_size=2)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    steps = "--trainer.max_steps=2" if config["trainer"].get("max_steps") else "--trainer.limit_train_batches=2"
+    main(["fit", "-c", str(file), *TINY, steps])
+    assert len(AutoModel.from_pretrained(tmp_path / "runs/minilm" / name / "export").encoder.layer) == 2
+
+
+def test_stages_of_the_assistant_find_each_other() -> None:
+    for name in DISTIL:
+        teacher = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["init_args"]["teacher"]["init_args"]
+        if teacher["path"].startswith("runs/"):
+            assert Path(teacher["path"]).parts[2] in DISTIL
