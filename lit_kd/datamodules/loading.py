@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset
@@ -219,3 +220,35 @@ class ResumableLoader(DataLoader[Batch]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration start at batch `state["position"]` of epoch `state["epoch"]`."""
         self._epoch, self._position, self._resuming = state["epoch"], state["position"], True
+
+
+def build_loader(
+    samples: Dataset[Batch], sampler: RankSampler, num_workers: int, seed: int, trainer: Trainer | None
+) -> ResumableLoader:
+    """A loader of the sampler's whole batches.
+
+    Raises:
+        ValueError: the trainer would replace the sampler.
+    """
+    refuse_overfit(trainer)
+    return ResumableLoader(
+        samples,
+        batch_size=None,  # the sampler yields whole batches
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),  # else each epoch draws from the global one
+    )
+
+
+def refuse_overfit(trainer: Trainer | None) -> None:
+    """Raise a ValueError at `overfit_batches`."""
+    if getattr(trainer, "overfit_batches", 0):
+        raise ValueError("Trainer(overfit_batches=...) would replace the sampler: use train_fraction instead.")
+
+
+def limited(batches: int, trainer: Trainer | None) -> int:
+    """How many of an epoch's training batches the trainer takes."""
+    limit = getattr(trainer, "limit_train_batches", 1.0)
+    return int(limit * batches) if isinstance(limit, float) else min(limit, batches)
