@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from itertools import chain, count, islice
+import hashlib
+import math
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from safetensors.torch import load_file, save_file
 
-from lit_kd.datamodules import loading
-from lit_kd.datamodules.loading import Batch
-from lit_kd.datamodules.text import TextDataModule, TokenSet
-from lit_kd.language.tokens import CHUNK, Padding, TokenRows, special_frame
+from lit_kd.datamodules.loading import ResumableLoader, limited, rank_and_world, refuse_overfit
+from lit_kd.datamodules.text import Split, TextDataModule, TokenSet
+from lit_kd.datamodules.text_stream import StreamLoader, TextStream
+from lit_kd.files import replacing
+from lit_kd.language.documents import Documents, DocumentTokens, tokenise, tokenizer_fingerprint
+from lit_kd.language.tokens import TokenRows, special_frame
 
 
 class TextCorpusDataModule(TextDataModule):
     """Texts as BERT reads them: special tokens around `max_length` tokens of text, without targets.
 
     A document is a line of a plain text file, the entry `text_column` of a line of a `.jsonl` file, or of a row of
-    `datasets`. `packed`: documents follow each other with a separator between, and are cut into rows of full length, so
-    that nothing is padded; what is left at the end is a shorter row. Otherwise a row holds one document, and long ones
-    are cut into several rows. No token is lost either way.
+    `datasets`; blank ones are left out. `packed`: documents follow each other with a separator between them and are cut
+    into rows of full length, so that nothing is padded; what is left at the end is a shorter row. Otherwise a row holds
+    one document, and long ones are cut into several rows. No token is lost either way. Validation is rows held out by
+    `val_fraction`, or nothing; test and prediction are all rows.
 
-    With `streaming`, nothing is kept in memory: each rank and loader process reads every n-th document, in the files'
-    order, over and over, and packs its own; an epoch has no end, so the Trainer needs `max_steps`. A resumed run reads
-    on where it stopped, exactly so with as many ranks and processes as before.
+    With `streaming`, texts are read and tokenised while training, again and again. Documents come in the files' order:
+    shuffle the files, not the loader. Each rank and loader process reads every n-th document and packs its own, `index`
+    is the number of the document in which a row begins, and an epoch has `samples_per_epoch` rows or, without it, is
+    the run: the Trainer's `max_steps`. A resume in mid-epoch skips what was read without tokenising it and equals the
+    straight run bit for bit if ranks and processes are as many as before; with other numbers it goes on from the
+    earliest document that any of them was at, so that some texts come twice in that pass.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class TextCorpusDataModule(TextDataModule):
         max_length: int = 512,
         packed: bool = True,
         streaming: bool = False,
+        cache_dir: str | Path | None = None,
         **settings: Any,
     ) -> None:
         """Check the arguments; texts are read in `setup`.
@@ -55,169 +61,120 @@ class TextCorpusDataModule(TextDataModule):
             max_length: Tokens of a row, special ones included.
             packed: Join documents to full rows.
             streaming: Read while training.
+            cache_dir: Folder for token ids, int32, by the contents of texts and tokenizer: once a node the texts are
+                tokenised, and read from there by all ranks and later runs. None: every rank tokenises in `setup`.
             **settings: Arguments of `TextDataModule`.
 
         Raises:
-            ValueError: As `TextDataModule`; not exactly one of `files` and `dataset`; `val_fraction` with `streaming`;
-                in `setup`, a file without text, or without that column.
+            ValueError: As `TextDataModule`; not exactly one of `files` and `dataset`; what `streaming` excludes; in
+                `setup`, no text at all, none in that column, or a `max_length` without room.
             FileNotFoundError: In `setup`, a file is missing.
         """
+        cache_dir = None if cache_dir is None else str(cache_dir)  # plain in the checkpoint: weights_only refuses paths
         super().__init__(tokenizer=tokenizer, max_length=max_length, **settings)
-        self.files = [files] if isinstance(files, str) else list(files or [])
-        if bool(self.files) == (dataset is not None):
-            raise ValueError("Give either files or dataset: the texts come from one of them.")
-        if streaming and (self.val_fraction or self.train_fraction < 1):
-            raise ValueError("streaming=True knows no fractions of the texts: leave train_fraction and val_fraction.")
-        self.dataset, self.dataset_config, self.text_column = dataset, dataset_config, text_column
-        self.packed, self.streaming = packed, streaming
+        files = [files] if isinstance(files, str) else list(files or [])
+        if bool(files) == (dataset is not None):
+            raise ValueError(f"files={files} and dataset={dataset!r}: give one of them, the texts come from there.")
+        chosen = self.val_fraction or self.train_fraction < 1 or self.train_samples
+        if streaming and (chosen or cache_dir):
+            raise ValueError(
+                "streaming=True neither counts the texts nor keeps them: leave out train_fraction, train_samples, "
+                "val_fraction and cache_dir."
+            )
+        self.source_documents = Documents(tuple(files), dataset, dataset_config, text_column, streaming)
+        self.packed = packed
+        self.streaming = streaming
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._stream: TextStream | None = None
 
     def documents(self) -> Iterator[str]:
         """All documents in their order, blank ones left out."""
-        if self.dataset is not None:
-            from datasets import load_dataset
+        return (text for _, text in self.source_documents.read())
 
-            rows = load_dataset(self.dataset, self.dataset_config, split="train", streaming=self.streaming)
-            yield from (text for row in rows if (text := self._text(row, self.dataset)).strip())
-        for file in self.files:
-            yield from read_documents(file, self._text)
-
-    def _text(self, row: Any, source: str) -> str:
-        if self.text_column not in row:
-            raise ValueError(f"{source} has no column {self.text_column!r}, only {', '.join(row)}: give text_column.")
-        return row[self.text_column]
+    def prepare_data(self) -> None:
+        """Tokenise once a node, if there is a folder to keep it in."""
+        if self.cache_dir is not None:
+            self._tokens()
 
     def setup(self, stage: str) -> None:
         """Read all texts, or see that there are some."""
-        if self.streaming:
-            next(self.documents())
-            self._stream = TextStream(self, self.tokenizer())
+        if not self.streaming:
+            super().setup(stage)
             return
-        super().setup("fit" if stage in ("fit", "validate") else "train")
+        if stage in ("test", "predict"):
+            raise ValueError(f"streaming=True is for training, not for {stage}: leave it out.")
+        if next(self.documents(), None) is None:
+            raise ValueError(self._no_text())
+        tokenizer = self.tokenizer()
+        padding, room = self.padding(tokenizer), self._room()
+        self._stream = TextStream(self.source_documents, tokenizer, padding, room, self.batch_size, self.packed)
 
-    def load(self, split: str) -> list[TokenSet]:
-        """Tokenise the texts, once."""
-        if split != "train":
-            return []
+    def source(self, split: Split) -> Split:
+        """Only held-out rows validate."""
+        return split
+
+    def load(self, split: Split) -> list[TokenSet]:
+        """All rows, for any split."""
+        return [self._rows]
+
+    @cached_property
+    def _rows(self) -> TokenSet:
         tokenizer = self.tokenizer()
         before, after = special_frame(tokenizer)
-        room = self.max_length - len(before) - len(after)
-        if room < 1:
-            raise ValueError(f"max_length={self.max_length} leaves no token between the special ones: raise it.")
-        rows = list(pack(encode_documents(tokenizer, self.documents()), tokenizer.sep_token_id, room, self.packed))
-        ids = torch.cat(rows)
-        ends = torch.tensor([len(row) for row in rows]).cumsum(0)
-        bounds = torch.stack([ends - torch.tensor([len(row) for row in rows]), ends], 1)
-        return [TokenSet(TokenRows(ids, bounds, before=before, after=after), self.padding(tokenizer))]
+        tokens = self._tokens()
+        if not len(tokens.ids):
+            raise ValueError(self._no_text())
+        bounds = tokens.packed(self._room()) if self.packed else tokens.apart(self._room())
+        return TokenSet(TokenRows(tokens.ids, bounds, before=before, after=after), self.padding(tokenizer))
 
-    def train_dataloader(self) -> Any:
-        """Batches of rows; in streaming without an end."""
+    def _tokens(self) -> DocumentTokens:
+        tokenizer = self.tokenizer()
+        if self.cache_dir is None:
+            return tokenise(tokenizer, self.documents())
+        key = hashlib.sha256((self.source_documents.fingerprint() + tokenizer_fingerprint(tokenizer)).encode())
+        file = self.cache_dir / f"{key.hexdigest()[:16]}.safetensors"
+        if not file.is_file():
+            made = tokenise(tokenizer, self.documents())
+            with replacing(file) as temporary:
+                save_file({"ids": made.ids, "ends": made.ends}, temporary)
+        return DocumentTokens(**load_file(file))
+
+    def _room(self) -> int:
+        special = sum(map(len, special_frame(self.tokenizer())))
+        if self.max_length <= special:
+            raise ValueError(f"max_length={self.max_length} leaves no token beside {special} special ones: raise it.")
+        return self.max_length - special
+
+    def _no_text(self) -> str:
+        documents = self.source_documents
+        where = documents.dataset or ", ".join(documents.files)
+        return f"There is no text in {where}: give files with a document a line, or another dataset."
+
+    def train_dataloader(self) -> ResumableLoader | StreamLoader:  # type: ignore[override]
+        """Full batches of rows."""
         if not self.streaming:
             return super().train_dataloader()
-        workers = self.num_workers
-        return StreamLoader(self._stream, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+        if self._stream is None:
+            raise RuntimeError("The train set is not there yet: call setup('fit').")
+        refuse_overfit(self.trainer)
+        length = self._stream_length()
+        loader = StreamLoader(self._stream, self.num_workers, self.seed, length)
+        loader.limit = None if length is None else limited(length, self.trainer)
+        return loader
 
-    def val_dataloader(self) -> Any:
-        """The held-out rows, or none."""
+    def _stream_length(self) -> int | None:
+        if self.samples_per_epoch:
+            return math.ceil(self.samples_per_epoch / (self.batch_size * rank_and_world()[1]))
+        if self.trainer is None:
+            return None
+        if self.trainer.max_steps > 0:
+            return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        raise ValueError("streaming=True has no end of its own: set the Trainer's max_steps, or samples_per_epoch.")
+
+    def val_dataloader(self) -> list[ResumableLoader]:
+        """The held-out rows, or no loader."""
         return super().val_dataloader() if self.val_fraction else []
 
-    def test_dataloader(self) -> Any:
-        """All rows, once each."""
-        return [self._eval_loader(texts) for texts in self.sets["train"]]
-
-    predict_dataloader = test_dataloader
-
-
-class TextStream(IterableDataset[Batch]):
-    """Batches of this rank's and process' documents, over and over, from batch number `start` on."""
-
-    def __init__(self, data: TextCorpusDataModule, tokenizer: Any) -> None:
-        """Keep where the documents come from."""
-        self.data, self.tokenizer = data, tokenizer
-        self.start = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the tokenizer's tensors and `index`, the number of the row in its process' stream."""
-        (rank, world), worker = loading.rank_and_world(), get_worker_info()
-        number, of = (worker.id, worker.num_workers) if worker else (0, 1)
-        shard, shards = rank * of + number, world * of
-        # Batches come from the processes in turn: those that this one gave before the start.
-        skipped = (self.start - number + of - 1) // of
-        yield from islice(self._batches(shard, shards), skipped, None)
-
-    def _batches(self, shard: int, shards: int) -> Iterator[Batch]:
-        before, after = special_frame(self.tokenizer)
-        room = self.data.max_length - len(before) - len(after)
-        padding = Padding.of(self.tokenizer, self.data.pad_to_multiple_of)
-        endless = chain.from_iterable(self.data.documents() for _ in count())
-        mine = islice(endless, shard, None, shards)
-        packed = pack(encode_documents(self.tokenizer, mine), self.tokenizer.sep_token_id, room, self.data.packed)
-        for batch in count():
-            rows = [torch.tensor([*before, *row.tolist(), *after]) for row in islice(packed, self.data.batch_size)]
-            index = (batch * self.data.batch_size + torch.arange(len(rows))) * shards + shard
-            yield {**padding([(row, torch.zeros_like(row)) for row in rows]), "index": index}
-
-
-class StreamLoader(DataLoader[Batch]):
-    """A DataLoader over a `TextStream` which goes on in mid-stream."""
-
-    dataset: TextStream
-    _position = 0
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Yield from the restored position on."""
-        self.dataset.start = self._position
-        for batch in super().__iter__():
-            self._position += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """The number of batches handed out."""
-        return {"position": self._position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration start there."""
-        self._position = state["position"]
-
-
-def read_documents(file: str, text_of: Any) -> Iterator[str]:
-    """The documents of a text file, a line each, or of a `.jsonl` file; blank ones are left out.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no text, or a line is no JSON.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: files must name text or .jsonl files.")
-    empty = True
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
-            text = line
-            if path.suffix == ".jsonl" and line.strip():
-                try:
-                    text = text_of(json.loads(line), str(path))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number} is no JSON ({error.msg}).") from error
-            if text.strip():
-                empty = False
-                yield text.strip()
-    if empty:
-        raise ValueError(f"{path} holds no text.")
-
-
-def encode_documents(tokenizer: Any, documents: Iterator[str]) -> Iterator[Sequence[int]]:
-    """Token ids of each document, without special tokens."""
-    while texts := list(islice(documents, CHUNK)):
-        yield from tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-
-
-def pack(documents: Iterator[Sequence[int]], separator: int, room: int, packed: bool) -> Iterator[Tensor]:
-    """Cut token ids into rows of at most `room`, int32: the documents joined by separators, or each by itself."""
-    waiting: list[int] = []
-    for ids in documents:
-        waiting += [separator, *ids] if waiting else ids
-        while len(waiting) >= room if packed else waiting:
-            yield torch.tensor(waiting[:room], dtype=torch.int32)
-            del waiting[:room]
-    if waiting:
-        yield torch.tensor(waiting, dtype=torch.int32)
+    def __str__(self) -> str:
+        """Lightning's would count the stream's batches."""
+        return repr(self) if self.streaming else super().__str__()

@@ -122,7 +122,7 @@ def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], 
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None, max_length: int
+    tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None = None, *, max_length: int
 ) -> TokenRows:
     """Tokenise texts or pairs of texts with special tokens, the longer of a pair cut first."""
     rows: list[list[int]] = []

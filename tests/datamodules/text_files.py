@@ -1,11 +1,12 @@
-"""A tokenizer of single characters, and tiny files in the real formats."""
+"""Tokenizers of single characters, and tiny files in the real formats."""
 
 import json
 import string
 from pathlib import Path
 from typing import Any
 
-from transformers import BertTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 TSV = {
     "cola": 'gj04\t1\t\tA fine one.\ngj04\t0\t*\tone "fine a.\n',
@@ -59,3 +60,17 @@ def squad(path: Path, version: str = "2.0", count: int = 3) -> str:
     article = {"title": "t", "paragraphs": [{"context": context, "qas": questions}]}
     path.write_text(json.dumps({"version": version, "data": [article]}))
     return str(path)
+
+
+def byte_tokenizer(folder: Path, **changes: Any) -> str:
+    """A fast tokenizer of single bytes with RoBERTa's special tokens and no token types."""
+    names = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    raw = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    special = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
+    names_of_inputs = ["input_ids", "attention_mask"]
+    settings = {"model_input_names": names_of_inputs, "unk_token": "<unk>", **special, **changes}
+    PreTrainedTokenizerFast(tokenizer_object=raw, **settings).save_pretrained(folder)
+    return str(folder)
