@@ -10,6 +10,7 @@ import torch
 from lit_kd.datamodules.text import TextDataModule, TokenSet
 from lit_kd.language.squad import SquadExample, SquadFeature, check_stride, make_features, read_squad, squad_examples
 
+EVALUATION = ("val", "test", "predict")  # one file
 HUB_NAMES = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
 
 
@@ -78,13 +79,14 @@ class SQuADDataModule(TextDataModule):
 
     def load(self, split: str) -> list[TokenSet]:
         """Read, cut and tokenise a file; the evaluation splits are one."""
-        if split != "train" and (other := next((name for name in self.sets if name != "train"), None)):
-            self.examples[split], self.features[split] = self.examples[other], self.features[other]
+        names = ("train",) if split == "train" else EVALUATION
+        if split != "train" and (other := next((name for name in names if name in self.sets), None)):
             return self.sets[other]
         tokenizer = self.tokenizer()
-        self.examples[split] = self._examples(split)
-        windows = make_features(tokenizer, self.examples[split], **self.windows)
-        self.features[split] = windows.features
+        examples = self._examples(split)
+        windows = make_features(tokenizer, examples, **self.windows)
+        self.examples |= dict.fromkeys(names, examples)
+        self.features |= dict.fromkeys(names, windows.features)
         if tokenizer.padding_side == "left":  # the features count from the left of max_length tokens
             self.pad_to_multiple_of = self.max_length
         targets: dict[str, torch.Tensor] = {}
