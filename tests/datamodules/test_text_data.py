@@ -338,10 +338,10 @@ def test_squad_from_the_file_to_the_scores(tmp_path: Path) -> None:
     seed_everything(0)
     data = squad_data(tmp_path, tokenizer(tmp_path / "t"), seed=1)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    network = BertForQuestionAnswering(BertConfig(vocab_size=300, **sizes))
-    trainer = quiet_trainer(
-        max_epochs=150, check_val_every_n_epoch=150, default_root_dir=tmp_path, callbacks=[AnswersWriter()]
-    )
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    network = BertForQuestionAnswering(BertConfig(vocab_size=300, **sizes, **quiet))
+    settings = {"max_epochs": 100, "check_val_every_n_epoch": 100, "default_root_dir": tmp_path}
+    trainer = quiet_trainer(**settings, callbacks=[AnswersWriter()])
     trainer.fit(QuestionAnswering(network, lr=3e-3), datamodule=data)
     scores = trainer.callback_metrics
     assert scores["val/exact"] == 100 and scores["val/HasAns_f1"] == scores["val/NoAns_f1"] == 100
