@@ -377,3 +377,26 @@ def test_glue_from_the_file_to_the_scores(tmp_path: Path) -> None:
     straight = fit()
     resumed = fit(tmp_path / "saved/step=7.ckpt")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_rows_of_datasets() -> None:
+    """What `load_dataset` gives for GLUE and SQuAD, built in memory."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    from lit_kd.language.glue import glue_rows, glue_task
+    from lit_kd.language.squad import squad_examples
+
+    rte = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [1, 0]}
+    for names, fits in ((["entailment", "not_entailment"], True), (["not_entailment", "entailment"], False)):
+        text = Value("string")
+        features = Features({"sentence1": text, "sentence2": text, "label": ClassLabel(names=names)})
+        dataset = Dataset.from_dict(rte, features=features)
+        if fits:
+            rows = glue_rows(dataset, glue_task("rte"))
+            assert rows.texts == (["a", "b"], ["c", "d"]) and rows.labels.tolist() == [1, 0]
+        else:
+            with pytest.raises(ValueError, match="number the classes of rte"):
+                glue_rows(dataset, glue_task("rte"))
+    row = {"id": "1", "question": " who", "context": "me", "answers": {"text": ["me"], "answer_start": [0]}}
+    (example,) = squad_examples(Dataset.from_list([row]))
+    assert (example.question, example.answers, example.answer_starts) == ("who", ("me",), (0,))
