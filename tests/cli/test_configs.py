@@ -49,7 +49,8 @@ def tiny_network(network: dict, file: str, num_classes: int) -> None:
     if network["class_path"].endswith("torchvision_model"):
         settings.update(name="resnet18", weights=None, size=32)
         settings.pop("wnids", None)
-    settings["num_classes"] = num_classes
+    if settings["num_classes"]:
+        settings["num_classes"] = num_classes
     settings.pop("pretrained", None)
     if "checkpoint" in settings:
         settings["checkpoint"] = file
@@ -60,7 +61,7 @@ def tiny_run(path: Path, folder: Path) -> list[str]:
     """Words that run the config with networks and attacks made quick, on tiny files."""
     config = yaml.safe_load(path.read_text())
     words, num_classes = tiny_data(config["data"], folder / "data")
-    if path.parent.name == "obow":
+    if config["model"]["class_path"] == "OBoWModule":
         words += ["--model.init_args.num_words=64", "--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=0"]
         if "val_fraction" in config["data"]["init_args"]:
             words.append("--data.init_args.val_fraction=0.5")
@@ -68,7 +69,7 @@ def tiny_run(path: Path, folder: Path) -> list[str]:
         words.append("--data.init_args.image_size=64")
     if config["data"].get("init_args", {}).pop("label_space", None):  # the wnids of tiny files are none of ImageNet's
         assert config["data"]["class_path"] == "TinyImageNetDataModule"
-    networks = {role: config["model"]["init_args"].get(role) for role in ("network", "student", "teacher")}
+    networks = {role: config["model"]["init_args"].get(role) for role in ("network", "student", "teacher", "backbone")}
     for callback in config["trainer"]["callbacks"]:
         settings = callback.get("init_args", {})
         networks |= {role: settings.get(role) for role in ("reference", "undefended")}

@@ -10,15 +10,19 @@ import datasets
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from text_files import LABELS, TSV, squad, tokenizer
 from text_recorder import Recorder, corpus, indices, straight_and_resumed, words
 from torch import Tensor
 from toy import quiet_trainer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
+from lit_kd.callbacks import AnswersWriter
 from lit_kd.datamodules import GLUEDataModule, SQuADDataModule, TextCorpusDataModule, TextDataModule
 from lit_kd.datamodules.loading import BucketSampler, StreamSampler
 from lit_kd.language.glue import GLUE_TASKS
+from lit_kd.methods import QuestionAnswering, SequenceClassifier
 
 Ranks = Callable[[int, int], None]
 
@@ -516,3 +520,46 @@ def test_overfit_batches_would_replace_the_sampler(path: str, tmp_path: Path) ->
     data = GLUEDataModule(task="rte", tokenizer=path, root=rte(tmp_path, 9, 4))
     with pytest.raises(ValueError, match="overfit_batches=.* would replace the sampler: use train_fraction"):
         quiet_trainer(max_epochs=1, overfit_batches=1).fit(Recorder(), data)
+
+
+# From the file to the scores
+
+
+def test_squad_from_the_file_to_the_scores(tmp_path: Path) -> None:
+    """A tiny reader on its own questions: fitted, evaluated, and its answers written."""
+    seed_everything(0)
+    data = squad_data(tmp_path, tokenizer(tmp_path / "t"), seed=1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    network = BertForQuestionAnswering(BertConfig(vocab_size=300, **sizes, **quiet))
+    settings = {"max_epochs": 100, "check_val_every_n_epoch": 100, "default_root_dir": tmp_path}
+    trainer = quiet_trainer(**settings, callbacks=[AnswersWriter()])
+    trainer.fit(QuestionAnswering(network, lr=3e-3), datamodule=data)
+    scores = trainer.callback_metrics
+    assert scores["val/exact"] == 100 and scores["val/HasAns_f1"] == scores["val/NoAns_f1"] == 100
+    trainer.predict(trainer.lightning_module, datamodule=data)
+    (file,) = tmp_path.rglob("predictions.json")
+    assert json.loads(file.read_text()) == {"q0": "w2", "q1": "w3", "q2": ""}
+
+
+def test_glue_from_the_file_to_the_scores(tmp_path: Path) -> None:
+    """Goes on in mid-epoch: bit for bit as the straight run."""
+    path, root = tokenizer(tmp_path / "t"), glue_files(tmp_path, "sst2")
+    file = root / "SST-2/train.tsv"
+    file.write_text(
+        "sentence\tlabel\n" + "".join(f"{'good' if i % 2 else 'bad'} {'x' * (i % 7)}\t{i % 2}\n" for i in range(40))
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+    def fit(checkpoint: Path | None = None) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        network = BertForSequenceClassification(BertConfig(vocab_size=300, **sizes))
+        save = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=7, save_top_k=-1, filename="{step}")
+        trainer = quiet_trainer(max_epochs=2, callbacks=[save], enable_checkpointing=True)
+        data = GLUEDataModule(task="sst2", tokenizer=path, root=root, batch_size=4)
+        trainer.fit(SequenceClassifier(network, 2, "sst2", lr=1e-3), datamodule=data, ckpt_path=checkpoint)
+        return trainer.lightning_module.state_dict()
+
+    straight = fit()
+    resumed = fit(tmp_path / "saved/step=7.ckpt")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)

@@ -25,6 +25,7 @@ from lit_kd.callbacks import (
     OnlineLinearProbe,
     OnlineVocabularyCallback,
 )
+from lit_kd.cli import LitKDCLI
 from lit_kd.datamodules.augment import counter_uniform
 from lit_kd.methods import OBoWModule
 from lit_kd.methods.obow import _PLACES, views
@@ -727,3 +728,19 @@ def test_views_of_a_batch() -> None:
 def test_moving_keys() -> None:
     """The helper above knows everything that only an optimizer step may move."""
     assert {key.split(".")[0] for key in moving(state(module()))} == {"teacher", "vocabularies"}
+
+
+# Learning
+
+
+@pytest.mark.slow
+def test_features_of_digits_become_better_than_random_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """k-NN on held-out digits after 12 epochs of the config: 0.92 and 0.93 with two seeds, 0.80 before."""
+    config = Path(__file__).parents[2] / "configs/obow/digits.yaml"
+    monkeypatch.chdir(tmp_path)
+    words = ["-c", str(config), "--trainer.enable_progress_bar=false", "--trainer.max_epochs=12"]
+    name = "val/knn20_t0.07_student_acc"
+    before, after = (
+        float(LitKDCLI([command, *words]).trainer.callback_metrics[name]) for command in ("validate", "fit")
+    )
+    assert after > before + 0.05
