@@ -75,17 +75,14 @@ class LitKDCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the data know is not asked twice; a link whose target a model does not have is ignored."""
-        for target, known in (("num_classes", _num_classes), ("image_shape", _image_shape)):
-            parser.link_arguments("data", f"model.init_args.{target}", compute_fn=known, apply_on="instantiate")
-
-
-def _num_classes(data: LightningDataModule) -> int:
-    known = getattr(data, "num_classes", None)
-    if known is None:
-        raise ValueError(
-            f"{type(data).__name__} has no attribute num_classes, which the command line asks it for: add it."
-        )
-    return known
+        for known, target in (
+            ("num_classes", "num_classes"),
+            ("num_labels", "num_labels"),
+            ("num_labels", "network.init_args.num_labels"),
+            ("task", "task"),
+        ):
+            parser.link_arguments(f"data.{known}", f"model.init_args.{target}", apply_on="instantiate")
+        parser.link_arguments("data", "model.init_args.image_shape", compute_fn=_image_shape, apply_on="instantiate")
 
 
 def _image_shape(data: LightningDataModule) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ PACKAGE = Path(lit_kd.__file__).parent
 # Imports go down this list only.
 LAYERS = [
     "cli",
+    "glue",
     "methods",
     "objectives",
     "callbacks",

@@ -1,5 +1,6 @@
 """Callbacks that work with any method, and most of them with any LightningModule."""
 
+from lit_kd.callbacks.answers import AnswersWriter
 from lit_kd.callbacks.collapse import CollapseMonitor
 from lit_kd.callbacks.confusion import ConfusionMatrixReport
 from lit_kd.callbacks.eigen_cam import EigenCAMPanel
@@ -16,6 +17,7 @@ from lit_kd.callbacks.vocabulary import OnlineVocabularyCallback
 from lit_kd.callbacks.vocabulary_panel import VocabularyPanel
 
 __all__ = [
+    "AnswersWriter",
     "CollapseMonitor",
     "ConfusionMatrixReport",
     "EMATeacherCallback",

@@ -1,9 +1,13 @@
-"""Image data modules: batches of pixels in [0, 1] whose order and augmentation are functions of the seed."""
+"""Data modules whose order and augmentation are functions of the seed: pixels in [0, 1], and tokens."""
 
 from lit_kd.datamodules.base import ImageDataModule
 from lit_kd.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from lit_kd.datamodules.digits import DigitsDataModule
+from lit_kd.datamodules.glue import GLUEDataModule
 from lit_kd.datamodules.image_folder import ImageFolderDataModule
+from lit_kd.datamodules.squad import SQuADDataModule
+from lit_kd.datamodules.text import TextDataModule
+from lit_kd.datamodules.text_corpus import TextCorpusDataModule
 from lit_kd.datamodules.tiny_imagenet import TinyImageNetDataModule
 from lit_kd.datamodules.views import MultiCropViews
 
@@ -11,8 +15,12 @@ __all__ = [
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "DigitsDataModule",
+    "GLUEDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
     "MultiCropViews",
+    "SQuADDataModule",
+    "TextCorpusDataModule",
+    "TextDataModule",
     "TinyImageNetDataModule",
 ]

@@ -18,6 +18,8 @@ from lit_kd.datamodules.loading import (
     ResumableLoader,
     ShardSampler,
     StreamSampler,
+    build_loader,
+    limited,
 )
 from lit_kd.datamodules.subsets import choose_samples, class_indices
 from lit_kd.datamodules.views import MultiCropViews
@@ -155,13 +157,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> ResumableLoader:
         """Full batches of the endless training order, with `visit`."""
-        if getattr(self.trainer, "overfit_batches", 0):
-            raise ValueError("Trainer(overfit_batches=...) would replace the sampler: use train_fraction instead.")
         images = self._set("train")
         samples = self.samples_per_epoch or len(self.train_index)
         loader = self._loader(images, StreamSampler(self.train_index, self.batch_size, samples, self.seed))
-        limit = getattr(self.trainer, "limit_train_batches", 1.0)
-        loader.limit = int(limit * len(loader)) if isinstance(limit, float) else min(limit, len(loader))
+        loader.limit = limited(len(loader), self.trainer)
         return loader
 
     def train_eval_dataloader(self) -> ResumableLoader:
@@ -191,15 +190,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader(self._set(split), ShardSampler(index, self.eval_batch_size))
 
     def _loader(self, images: ImageSet, sampler: RankSampler) -> ResumableLoader:
-        return ResumableLoader(
-            images,
-            batch_size=None,  # the sampler yields whole batches
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.seed),  # else each epoch draws from the global one
-        )
+        return build_loader(images, sampler, self.num_workers, self.seed, self.trainer)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> dict[str, Any]:
         """Augment or make views if the batch holds `visit`, and turn uint8 into [0, 1], on the batch's device.

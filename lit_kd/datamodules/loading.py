@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset
@@ -90,6 +91,7 @@ class StreamSampler(RankSampler):
         super().__init__(index, batch_size)
         self.samples = samples
         self.seed = seed
+        self._orders: dict[int, Tensor] = {}  # of the passes that the last draw touched
 
     def __len__(self) -> int:
         """Number of batches an epoch, T."""
@@ -99,22 +101,55 @@ class StreamSampler(RankSampler):
         """Yield `index` and `visit` of each batch."""
         rank, world = rank_and_world()
         first = (self.epoch + self.shift) * len(self)
-        order: dict[int, Tensor] = {}
         for step in range(first + self.start, first + len(self)):
-            position = (step * self.batch_size + torch.arange(self.batch_size)) * world + rank
-            visit, place = position // len(self.index), position % len(self.index)
-            passes = visit.unique().tolist()
-            order = {v: order[v] if v in order else self._permutation(v) for v in passes}
-            index = torch.empty_like(place)
-            for v in passes:
-                index[visit == v] = order[v][place[visit == v]]
-            yield {"index": index, "visit": visit}
+            yield self.draw((step * self.batch_size + torch.arange(self.batch_size)) * world + rank)
+
+    def draw(self, position: Tensor) -> Batch:
+        """`index` and `visit` at positions of the stream, int64 (m,)."""
+        visit, place = position // len(self.index), position % len(self.index)
+        passes = visit.unique().tolist()
+        self._orders = {v: self._orders[v] if v in self._orders else self._permutation(v) for v in passes}
+        index = torch.empty_like(place)
+        for v in passes:
+            index[visit == v] = self._orders[v][place[visit == v]]
+        return {"index": index, "visit": visit}
 
     def _permutation(self, visit: int) -> Tensor:
         # torch's CPU generator keeps 32 bits of its seed: hash the pair instead of packing it.
         seed = counter_bits(self.seed, torch.tensor([visit]), torch.tensor([-1]), 1).item()
         generator = torch.Generator().manual_seed(int(seed))
         return self.index[torch.randperm(len(self.index), generator=generator)]
+
+
+class BucketSampler(StreamSampler):
+    """The same stream in batches of similar lengths.
+
+    The global batches of an epoch are taken `POOL` at a time; their samples are sorted by length, cut into batches
+    again, and these come in an order seeded by (seed, step). So an epoch holds the same draws as without buckets, the
+    ranks' batches of a step have like lengths, and padding costs little.
+    """
+
+    POOL = 50
+
+    def __init__(self, index: Tensor, batch_size: int, samples: int, seed: int, lengths: Tensor) -> None:
+        """Take also the length of every sample of the set, int64 (N,)."""
+        super().__init__(index, batch_size, samples, seed)
+        self.lengths = lengths
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield `index` and `visit` of each batch."""
+        rank, world = rank_and_world()
+        first = (self.epoch + self.shift) * len(self)
+        size = self.batch_size * world
+        for pool in range(self.start // self.POOL * self.POOL, len(self), self.POOL):
+            steps = min(self.POOL, len(self) - pool)
+            drawn = self.draw((first + pool) * size + torch.arange(steps * size))
+            batches = self.lengths[drawn["index"]].sort(stable=True).indices.view(steps, size)
+            seed = counter_bits(self.seed, torch.tensor([first + pool]), torch.tensor([-2]), 1).item()
+            order = torch.randperm(steps, generator=torch.Generator().manual_seed(int(seed)))
+            for step in range(max(0, self.start - pool), steps):
+                mine = batches[order[step], rank::world]
+                yield {name: values[mine] for name, values in drawn.items()}
 
 
 class ShardSampler(RankSampler):
@@ -185,3 +220,35 @@ class ResumableLoader(DataLoader[Batch]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration start at batch `state["position"]` of epoch `state["epoch"]`."""
         self._epoch, self._position, self._resuming = state["epoch"], state["position"], True
+
+
+def build_loader(
+    samples: Dataset[Batch], sampler: RankSampler, num_workers: int, seed: int, trainer: Trainer | None
+) -> ResumableLoader:
+    """A loader of the sampler's whole batches.
+
+    Raises:
+        ValueError: the trainer would replace the sampler.
+    """
+    refuse_overfit(trainer)
+    return ResumableLoader(
+        samples,
+        batch_size=None,  # the sampler yields whole batches
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),  # else each epoch draws from the global one
+    )
+
+
+def refuse_overfit(trainer: Trainer | None) -> None:
+    """Raise a ValueError at `overfit_batches`."""
+    if getattr(trainer, "overfit_batches", 0):
+        raise ValueError("Trainer(overfit_batches=...) would replace the sampler: use train_fraction instead.")
+
+
+def limited(batches: int, trainer: Trainer | None) -> int:
+    """How many of an epoch's training batches the trainer takes."""
+    limit = getattr(trainer, "limit_train_batches", 1.0)
+    return int(limit * batches) if isinstance(limit, float) else min(limit, batches)

@@ -51,6 +51,58 @@ def take_per_class(labels: Tensor, fraction: float, seed: int, at_least: int = 0
     return taken
 
 
+def take_balanced(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Mark `count` samples, of each class its share, chosen by the seed.
+
+    Args:
+        labels: int64 (n,); all equal: the choice is uniform.
+        count: Number of samples; fewer at the same seed are a subset of more.
+        seed: Seed of the choice.
+
+    Returns:
+        bool (n,).
+    """
+    # The k-th drawn of a class of m stands at (k + 1/2) / m; the `count` smallest hold like shares of all classes.
+    place = torch.zeros(len(labels), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    for label in labels.unique():
+        members = (labels == label).nonzero()[:, 0]
+        place[members[torch.randperm(len(members), generator=generator)]] = (
+            torch.arange(len(members), dtype=torch.float64) + 0.5
+        ) / len(members)
+    taken = torch.zeros_like(labels, dtype=torch.bool)
+    taken[place.argsort(stable=True)[:count]] = True
+    return taken
+
+
+def choose_texts(
+    labels: Tensor, val_fraction: float, train_fraction: float, train_samples: int | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Positions of the training and of the validation texts, with like shares of all classes, disjoint and sorted.
+
+    Args:
+        labels: int64 (N,), of all texts.
+        val_fraction: Share for validation, taken out first.
+        train_fraction: Share of the rest for training, at least one text.
+        train_samples: Number of texts of the rest for training, in the place of their share.
+        seed: Seed of the choice.
+
+    Raises:
+        ValueError: If there are too few texts.
+    """
+    held_out = take_balanced(labels, round(val_fraction * len(labels)), seed)
+    rest = (~held_out).nonzero()[:, 0]
+    if val_fraction and not held_out.any():
+        raise ValueError(f"val_fraction={val_fraction} of {len(labels)} texts holds out none: raise it, or set 0.")
+    if len(rest) < (train_samples or 1):
+        raise ValueError(
+            f"train_samples={train_samples or 1} is more than the {len(rest)} texts that there are at "
+            f"val_fraction={val_fraction}: lower one of them."
+        )
+    count = train_samples or max(1, round(train_fraction * len(rest)))
+    return rest[take_balanced(labels[rest], count, seed)], held_out.nonzero()[:, 0]
+
+
 def choose_samples(
     labels: Tensor,
     class_names: list[str],

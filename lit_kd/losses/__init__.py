@@ -18,6 +18,7 @@ from lit_kd.losses.features import (
 )
 from lit_kd.losses.logits import dist_loss, dkd_loss, kd_loss, logit_standardization_kd_loss, soft_cross_entropy
 from lit_kd.losses.mcmi import class_centroids, conditional_mutual_information, mcmi_loss, surrogate_kl
+from lit_kd.losses.minilm import MINILM_V1, MINILM_V2, relation_loss
 from lit_kd.losses.relations import correlation_congruence_loss, pkt_loss, rkd_loss
 from lit_kd.losses.reviewkd import AttentionFusion, ReviewFusion
 from lit_kd.losses.vid import VIDRegressor, vid_loss
@@ -26,6 +27,8 @@ __all__ = [
     "AttentionFusion",
     "CRDLoss",
     "ContrastMemory",
+    "MINILM_V1",
+    "MINILM_V2",
     "ReviewFusion",
     "VIDRegressor",
     "WordDistances",
@@ -51,6 +54,7 @@ __all__ = [
     "nearest_words",
     "nst_loss",
     "pkt_loss",
+    "relation_loss",
     "rkd_loss",
     "similarity_preserving_loss",
     "soft_cross_entropy",

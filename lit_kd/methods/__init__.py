@@ -5,7 +5,10 @@ from lit_kd.methods.classifier import Classifier
 from lit_kd.methods.defensive import DefensiveDistill
 from lit_kd.methods.linear_evaluation import FineTune, LinearEvaluation
 from lit_kd.methods.mcmi import MCMIDistill, MCMITeacher
+from lit_kd.methods.minilm import MiniLMDistill, needs_assistant
 from lit_kd.methods.obow import OBoWModule
+from lit_kd.methods.question_answering import QuestionAnswering
+from lit_kd.methods.sequence_classifier import SequenceClassifier
 
 __all__ = [
     "Classifier",
@@ -15,5 +18,9 @@ __all__ = [
     "LinearEvaluation",
     "MCMIDistill",
     "MCMITeacher",
+    "MiniLMDistill",
     "OBoWModule",
+    "QuestionAnswering",
+    "SequenceClassifier",
+    "needs_assistant",
 ]

@@ -1,9 +1,10 @@
 """What all methods share: optimizers, loss bookkeeping, checkpoint rules, sharding."""
 
 import inspect
+import math
 from abc import ABC
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from lit_kd.callbacks.random_state import RandomState
 
@@ -25,6 +27,8 @@ class Distill(LightningModule, ABC):
         lr_scheduler: called with the optimizer and stepped once an epoch; None: the method's published schedule. A
             constant rate is ``torch.optim.lr_scheduler.ConstantLR`` with ``factor: 1``.
     """
+
+    schedule_interval: Literal["epoch", "step"] = "epoch"  # at which the published schedule is stepped
 
     def __init__(
         self, optimizer: OptimizerCallable | None = None, lr_scheduler: LRSchedulerCallable | None = None
@@ -62,17 +66,34 @@ class Distill(LightningModule, ABC):
         raise NotImplementedError
 
     def default_scheduler(self, optimizer: Optimizer) -> LRScheduler:
-        """The published schedule over ``trainer.max_epochs``, stepped once an epoch."""
+        """The published schedule over ``trainer.max_epochs``, stepped at each ``schedule_interval``."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer of the parameters that require gradients, and scheduler."""
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
         scheduler = self.make_scheduler(optimizer)
-        config: Any = {"scheduler": scheduler, "interval": "epoch"}
+        config: Any = {"scheduler": scheduler, "interval": self.schedule_interval if self._by_recipe else "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    @property
+    def _by_recipe(self) -> bool:
+        return self.make_scheduler == self.default_scheduler
+
+    def on_train_start(self) -> None:
+        """See that a published schedule by step knows how long an epoch is."""
+        if self._by_recipe and self.schedule_interval == "step" and self.trainer.num_training_batches == float("inf"):
+            raise ValueError("The data do not say how long an epoch is: give an lr_scheduler of your own.")
+
+    def steps_an_epoch(self) -> int:
+        """Optimizer steps of an epoch. A published schedule must not ask before its first step.
+
+        To ask for the number of batches loads the data, and in Lightning 2.6 the position of a resumed loader is lost
+        if that happens before the checkpoint is read; ``trainer.estimated_stepping_batches`` does it, too.
+        """
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
     @property
     def planned_epochs(self) -> int:
@@ -129,8 +150,14 @@ class Distill(LightningModule, ABC):
                 fully_shard(child, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
 
     def on_fit_start(self) -> None:
-        """What learns is in train mode: a network handed over in eval mode would train without its dropout."""
+        """What learns is in train mode: a network handed over in eval mode would train without its dropout.
+
+        Metrics are reset: after ``validate`` they hold inference tensors, which the validation of a fit cannot change.
+        """
         self.train()
+        for part in self.modules():
+            if isinstance(part, Metric):
+                part.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Under FSDP2, where loading is not strict, see to it that every key of what was trained is there."""

@@ -5,7 +5,6 @@ arXiv:2012.11552; official code: valeoai/obow.
 """
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
@@ -13,7 +12,6 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -94,6 +92,8 @@ class OBoWModule(Distill):
             levels; a temperature or size that is not positive; images of other than three channels; before the first
             step more images than words.
     """
+
+    schedule_interval = "step"
 
     def __init__(
         self,
@@ -263,26 +263,10 @@ class OBoWModule(Distill):
         """Linear warm-up by iteration over 1/20 of the epochs (10 of 200), cosine by epoch to 1/1000."""
         epochs = self.planned_epochs
         warmup = round(epochs / 20)
-        # Not before the first step: to ask for the number of batches loads the data, and in Lightning 2.6 the position
-        # of a resumed loader is lost if that happens before the checkpoint is read. Step 0 needs no number.
+        # Step 0 needs no number, and must not ask for it.
         return LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self._steps_an_epoch() if step else 1, epochs, warmup, 1e-3)
+            optimizer, lambda step: warmup_cosine(step, self.steps_an_epoch() if step else 1, epochs, warmup, 1e-3)
         )
-
-    def _steps_an_epoch(self) -> int:
-        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-
-    def on_train_start(self) -> None:
-        """See that the published schedule knows how long an epoch is."""
-        if self.make_scheduler == self.default_scheduler and self.trainer.num_training_batches == float("inf"):
-            raise ValueError("The data do not say how long an epoch is: give an lr_scheduler of your own.")
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """As every method; the published schedule is stepped by iteration."""
-        config: Any = super().configure_optimizers()
-        if self.make_scheduler == self.default_scheduler:
-            config["lr_scheduler"]["interval"] = "step"
-        return config
 
     # Checks
 

@@ -16,3 +16,15 @@ def warmup_cosine(step: int, steps_an_epoch: int, epochs: int, warmup: int, end:
         return step / (warmup * steps_an_epoch)
     progress = (step // steps_an_epoch - warmup) / (epochs - warmup)
     return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup_linear(step: int, steps: int, warmup: int) -> float:
+    """Factor of the learning rate: linear from 0 over ``warmup`` of the ``steps``, then linear to 0.
+
+    For :class:`torch.optim.lr_scheduler.LambdaLR`, stepped by iteration.
+
+    Example:
+        >>> [warmup_linear(step, 100, 10) for step in (0, 5, 10, 55, 100)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    return step / warmup if step < warmup else max(0, steps - step) / max(1, steps - warmup)

@@ -7,6 +7,7 @@ from lit_kd.models.factory import VisionModel, vision_model
 from lit_kd.models.pixels import PixelModel, torchvision_model
 from lit_kd.models.taps import FeatureTaps
 from lit_kd.models.teacher import FrozenTeacher
+from lit_kd.models.text import text_encoder
 from lit_kd.models.vocabulary import BoWHead, Vocabulary
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "load_checkpoint",
     "load_exported",
     "save_exported",
+    "text_encoder",
     "torchvision_model",
     "vision_model",
 ]

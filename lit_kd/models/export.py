@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -18,6 +19,9 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 def save_exported(network: nn.Module, folder: str | Path, details: dict[str, Any] | None = None) -> Path:
     """Write ``model.safetensors`` and ``model.json`` (architecture, input statistics, ``details``) into ``folder``.
+
+    A network of Hugging Face's is written as ``AutoModel.from_pretrained(folder)`` reads it, with its tokenizer if it
+    has a ``tokenizer_path``; ``model.json`` stands beside.
 
     Under a sharding strategy every rank has to call it; rank 0 writes.
     """
@@ -39,10 +43,27 @@ def _write(network: nn.Module, state: dict[str, Any], folder: Path, details: dic
         if isinstance(network.normalize, Normalize):  # in the network itself: here for readers
             description["input"]["mean"] = network.normalize.mean.flatten().tolist()
             description["input"]["std"] = network.normalize.std.flatten().tolist()
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+    if hasattr(network, "save_pretrained"):
+        _write_pretrained(network, state, folder)
+    else:
+        with replacing(folder / WEIGHTS) as temporary:
+            save_file({key: value.contiguous() for key, value in state.items()}, temporary)
     with replacing(folder / DESCRIPTION) as temporary:
         temporary.write_text(json.dumps({**description, **details}, indent=2) + "\n")
+
+
+def _write_pretrained(network: Any, state: dict[str, Any], folder: Path) -> None:
+    """Weights, config and tokenizer as transformers' ``from_pretrained`` reads them, each file whole or absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as temporary:
+        network.save_pretrained(temporary, state_dict=state)
+        path = getattr(network, "tokenizer_path", None)
+        if path is not None:
+            from transformers import AutoTokenizer
+
+            AutoTokenizer.from_pretrained(path).save_pretrained(temporary)
+        for file in Path(temporary).iterdir():
+            file.replace(folder / file.name)
 
 
 def load_exported(folder: str | Path) -> VisionModel:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_kd.datamodules.subsets import choose_samples, class_indices, take_per_class
+from lit_kd.datamodules.subsets import choose_samples, choose_texts, class_indices, take_balanced, take_per_class
 
 NAMES = ["cat", "dog", "7", "0"]
 
@@ -70,3 +70,35 @@ def test_no_sample_left(labels: list[int], omitted: list[int], val_fraction: flo
 def test_a_class_without_samples_may_be_omitted() -> None:
     train, _ = choose_samples(torch.tensor([0, 1, 1, 3]), NAMES, [2], 0.0, 1.0, seed=0)
     assert train.tolist() == [0, 1, 2, 3]
+
+
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_take_balanced_is_exact_nested_and_proportional(counts: list[int], share: float, seed: int) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    count = round(share * len(labels))
+    taken = take_balanced(labels, count, seed)
+    assert taken.sum() == count
+    assert not (take_balanced(labels, count // 2, seed) & ~taken).any()
+    for label, size in enumerate(counts):
+        assert abs(int(taken[labels == label].sum()) - count * size / len(labels)) <= len(counts)
+
+
+def test_take_balanced_draws_by_the_seed() -> None:
+    labels = torch.zeros(1000, dtype=torch.int64)
+    first, second = take_balanced(labels, 500, 0), take_balanced(labels, 500, 1)
+    assert torch.equal(first, take_balanced(labels, 500, 0))
+    assert 200 < (first & second).sum() < 300
+
+
+def test_chosen_texts_are_disjoint_and_validation_comes_first() -> None:
+    labels = (torch.arange(100) < 20).long()
+    train, val = choose_texts(labels, 0.1, 1.0, None, 5)
+    assert sorted(torch.cat([train, val]).tolist()) == list(range(100))
+    few, same = choose_texts(labels, 0.1, 0.5, None, 5)
+    assert torch.equal(val, same) and len(few) == 45 and set(few.tolist()) < set(train.tolist())
+    assert torch.equal(choose_texts(labels, 0.1, 1.0, 45, 5)[0], few)
+    assert labels[val].sum() == 2 and labels[few].sum() == 9

@@ -86,9 +86,9 @@ def run_fsdp(folder: Path, devices: int) -> dict[str, dict[str, Tensor]]:
     return results
 
 
-def launch(kind: str, folder: Path) -> Any:
-    """Run this script in two processes; the results."""
-    command = [sys.executable, __file__, kind, str(folder)]
+def launch(kind: str, folder: Path, script: str = __file__) -> Any:
+    """Run this script, or another, in two processes; the results."""
+    command = [sys.executable, script, kind, str(folder)]
     environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment

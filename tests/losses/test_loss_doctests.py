@@ -18,5 +18,6 @@ def test_examples(name: str) -> None:
 
 def test_every_public_function_has_an_example() -> None:
     finder = doctest.DocTestFinder(recurse=False)
-    without = {name for name in losses.__all__ if not any(test.examples for test in finder.find(getattr(losses, name)))}
+    public = {name: value for name in losses.__all__ if callable(value := getattr(losses, name))}
+    without = {name for name, value in public.items() if not any(test.examples for test in finder.find(value))}
     assert without == {"AttentionFusion", "ContrastMemory"}  # parts of ReviewFusion and CRDLoss

@@ -1,0 +1,1 @@
+"""Text tasks: what their files hold, how answers are read off and scored."""

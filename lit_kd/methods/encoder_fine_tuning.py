@@ -1,0 +1,125 @@
+"""What the fine-tuning methods of text encoders share: the teacher, the inputs of each network, the recipe."""
+
+import math
+from abc import ABC
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from lit_kd.methods.base import Distill
+from lit_kd.methods.schedules import warmup_linear
+from lit_kd.models.teacher import FrozenTeacher
+from lit_kd.models.text import TextBatch
+
+
+class EncoderFineTune(Distill, ABC):
+    """Fine-tuning of a text encoder with a head, by labels alone or with a fine-tuned teacher beside them.
+
+    With a teacher the loss is ``(1 - distillation_weight) * task + distillation_weight * kd``.
+
+    Recipe (MiniLM, arXiv:2002.10957, appendix; BERT, arXiv:1810.04805): AdamW, weight decay 0.01 except on biases and
+    layer norms, linear warm-up over a tenth of the steps, then linear decay to 0, by step. Gradient clipping is the
+    trainer's: ``gradient_clip_val: 1.0``.
+
+    Args:
+        network: of Hugging Face with a head for the task.
+        teacher: likewise, fine-tuned; frozen, and not saved again.
+        temperature: of the distillation loss; with the weight below as in Hugging Face's DistilBERT example.
+        distillation_weight: in [0, 1].
+        lr: peak rate of the default optimizer.
+        optimizer: see :class:`Distill`.
+        lr_scheduler: see :class:`Distill`.
+
+    Raises:
+        ValueError: a temperature or rate that is not positive, a weight outside [0, 1], two vocabularies,
+            a network that is its own teacher.
+    """
+
+    schedule_interval = "step"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        teacher: nn.Module | None = None,
+        temperature: float = 2.0,
+        distillation_weight: float = 0.5,
+        lr: float = 2e-5,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        for name, value in (("temperature", temperature), ("lr", lr)):
+            if value <= 0:
+                raise ValueError(f"{name}={value} must be positive.")
+        if not 0 <= distillation_weight <= 1:
+            raise ValueError(f"distillation_weight={distillation_weight} must lie in [0, 1].")
+        if teacher is network:
+            raise ValueError("network and teacher are one object, and the teacher is frozen: build two.")
+        if teacher is not None:
+            check_vocabularies(network, teacher)
+        self.network = network
+        self.teacher = None if teacher is None else FrozenTeacher(teacher)
+        self.temperature, self.distillation_weight = temperature, distillation_weight
+        self.lr = lr
+
+    def weighted(self, task: dict[str, Tensor], distillation: Tensor) -> dict[str, Tensor]:
+        """Terms of the loss with a teacher."""
+        weight = self.distillation_weight
+        return {**{name: (1 - weight) * value for name, value in task.items()}, "kd": weight * distillation}
+
+    # Recipe
+
+    def default_optimizer(self, parameters: Any) -> Optimizer:
+        """AdamW, weight decay 0.01 on matrices."""
+        return AdamW(matrices_and_vectors(parameters, 0.01), lr=self.lr)
+
+    def default_scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        """Linear warm-up over a tenth of the steps, linear decay to 0."""
+        epochs = self.planned_epochs
+
+        def factor(step: int) -> float:
+            if step == 0:  # there is at least one step of warm-up; steps_an_epoch() must not be asked yet
+                return 0.0
+            steps = epochs * self.steps_an_epoch()
+            return warmup_linear(step, steps, math.ceil(steps / 10))
+
+        return LambdaLR(optimizer, factor)
+
+
+def matrices_and_vectors(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups with weight decay on matrices only: every vector of an encoder is a bias or of a layer norm."""
+    parameters = list(parameters)
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def known_size(network: nn.Module, name: str) -> int | None:
+    """A number of the network's Hugging Face config, ``num_labels`` or ``vocab_size``, if it has one."""
+    return getattr(getattr(network, "config", None), name, None)
+
+
+def check_vocabularies(network: nn.Module, teacher: nn.Module) -> None:
+    """Raise a ValueError where the two embed other numbers of tokens: both read the same ids."""
+    own, theirs = known_size(network, "vocab_size"), known_size(teacher, "vocab_size")
+    if own != theirs:
+        raise ValueError(
+            f"The network has {own} tokens and the teacher {theirs}: both read the same ids, so take a teacher with "
+            "the network's tokenizer."
+        )
+
+
+def entry(batch: TextBatch, name: str) -> Tensor:
+    """A tensor of the batch; a ValueError where it is missing."""
+    if not isinstance(batch, Mapping) or name not in batch:
+        found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(
+            f"The batch has no {name!r} (it has {found}): it must be a dict of the tokenizer's tensors, targets and "
+            "'index'; without targets there is only predict."
+        )
+    return batch[name]

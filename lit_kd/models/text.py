@@ -1,0 +1,131 @@
+"""Text encoders of Hugging Face transformers: pretrained, of any size at random, or from layers of a larger one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_kd.models.self_attention import attention_paths
+
+TextBatch = Mapping[str, Tensor]  # what the tokenizer returns, targets, and `index`
+_TARGETS = {"labels", "start_positions", "end_positions"}  # with them a network would compute a loss of its own
+_HEADS = {
+    "sequence_classification": "AutoModelForSequenceClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
+}
+
+
+def text_encoder(
+    path: str,
+    head: Literal["sequence_classification", "question_answering"] | None = None,
+    num_labels: int | None = None,
+    init: Literal["pretrained", "random", "layers"] = "pretrained",
+    config: dict[str, Any] | None = None,
+    gradient_checkpointing: bool = False,
+) -> nn.Module:
+    """A text encoder by the folder or hub name of a pretrained one, as transformers' ``AutoModel`` builds it.
+
+    A student of L layers of width H is ``init="random"`` with
+    ``config={"num_hidden_layers": L, "hidden_size": H, "intermediate_size": 4 * H}``: the rest, vocabulary and number
+    of heads among it, is that of ``path``. Its attribute ``tokenizer_path`` is ``path``; an export takes the tokenizer
+    from there.
+
+    Args:
+        path: of the pretrained encoder.
+        head: with a classifier or with start and end logits on top; None: the encoder alone.
+        num_labels: classes of ``sequence_classification``, 1 for a regression; None: what the config of ``path`` says.
+        init: "pretrained": the weights of ``path``; "random": only its architecture; "layers": embeddings and evenly
+            spaced layers of ``path`` (0, 2, 4, 7, 9, 11 for 6 of 12), for a student of fewer layers and equal width.
+        config: entries of the configuration to change.
+        gradient_checkpointing: recompute the layers in the backward pass (non-reentrant).
+
+    Raises:
+        ValueError: an unknown head, or entry of the configuration; "layers" with another width or more layers.
+        OSError: by transformers: there is no such encoder.
+    """
+    import transformers
+
+    if head is not None and head not in _HEADS:
+        raise ValueError(f"head={head!r} must be one of {', '.join(_HEADS)}, or None.")
+    if init not in ("pretrained", "random", "layers"):
+        raise ValueError(f'init={init!r} must be "pretrained", "random" or "layers".')
+    factory = getattr(transformers, "AutoModel" if head is None else _HEADS[head])
+    settings: Any = transformers.AutoConfig.from_pretrained(path)
+    for name, value in {**(config or {}), **({} if num_labels is None else {"num_labels": num_labels})}.items():
+        if not hasattr(settings, name):
+            raise ValueError(f"config names {name!r}, which a {settings.model_type} configuration does not have.")
+        setattr(settings, name, value)
+    network = factory.from_pretrained(path, config=settings) if init == "pretrained" else factory.from_config(settings)
+    if init == "layers":
+        _copy_layers(network, transformers.AutoModel.from_pretrained(path))
+    if gradient_checkpointing:
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # the second name is that of transformers before 5.20
+    network.tokenizer_path = path
+    return network
+
+
+@torch.no_grad()
+def _copy_layers(student: Any, teacher: Any) -> None:
+    """Give the student the teacher's embeddings and evenly spaced layers."""
+    paths = attention_paths(teacher)
+    ours, theirs = student.config, teacher.config
+    if paths.shared or ours.hidden_size != theirs.hidden_size or ours.num_hidden_layers > theirs.num_hidden_layers:
+        raise ValueError(
+            f'init="layers" copies whole layers: the student ({ours.num_hidden_layers} x {ours.hidden_size}) needs the '
+            f"width of the pretrained encoder ({theirs.num_hidden_layers} x {theirs.hidden_size}), no more layers, and "
+            "layers that are not shared."
+        )
+    own, other = (one.base_model.get_submodule(paths.layers) for one in (student, teacher))
+    chosen = torch.linspace(0, len(other) - 1, len(own)).round().int().tolist()
+    for layer, source in zip(own, chosen, strict=True):
+        layer.load_state_dict(other[source].state_dict())
+    rest = {name: value for name, value in teacher.state_dict().items() if not name.startswith(f"{paths.layers}.")}
+    student.base_model.load_state_dict(rest, strict=False)
+
+
+def known_inputs(network: Any, batch: TextBatch) -> dict[str, Tensor]:
+    """Those tensors of a batch that the network's forward names: DistilBERT, say, knows no ``token_type_ids``."""
+    named = inspect.signature(network.forward).parameters.keys() - _TARGETS
+    inputs = {name: value for name, value in batch.items() if name in named}
+    if not inputs:
+        raise ValueError(f"forward of {type(network).__name__} names none of the batch's tensors {sorted(batch)}.")
+    return inputs
+
+
+def longest_sequence(network: nn.Module) -> int | None:
+    """Tokens that a network has positions for; None: any number."""
+    config: Any = getattr(network, "config", None)
+    table = getattr(config, "max_position_embeddings", None)
+    if table is None or not getattr(config, "position_biased_input", True):
+        return None
+    # RoBERTa and its kin number positions from behind that of the padding.
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    return int(table - offset)
+
+
+def check_tokenizers(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise a ValueError unless a token id means the same to both networks.
+
+    Vocabularies are compared where both say where theirs is (``tokenizer_path``), else their sizes.
+    """
+    own, theirs = getattr(student, "tokenizer_path", None), getattr(teacher, "tokenizer_path", None)
+    if own is not None and own == theirs:
+        return
+    if own is not None and theirs is not None:
+        from transformers import AutoTokenizer
+
+        same = AutoTokenizer.from_pretrained(own).get_vocab() == AutoTokenizer.from_pretrained(theirs).get_vocab()
+        sizes = f"{own} and {theirs}"
+    else:
+        ours, others = (getattr(getattr(one, "config", None), "vocab_size", None) for one in (student, teacher))
+        same, sizes = ours == others, f"{ours} and {others} tokens"
+    if not same:
+        raise ValueError(
+            f"Student and teacher have different tokenizers ({sizes}): their relations are compared token by token, so "
+            "build the student with the teacher's tokenizer."
+        )

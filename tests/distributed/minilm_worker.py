@@ -1,0 +1,38 @@
+"""MiniLM in two processes: ``python minilm_worker.py ddp|fsdp FOLDER``; see obow_worker.py."""
+
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from minilm_toy import RandomTexts, encoder
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from toy import quiet_trainer
+
+from lit_kd.methods import MiniLMDistill
+
+
+def run(kind: str, devices: int) -> dict[str, dict[str, Tensor]]:
+    """Eight steps of 8 texts by each preset, then the validation loss."""
+    results = {}
+    for relations in ("minilm", "minilm_v2"):
+        student = encoder(seed=1, hidden_size=12, num_hidden_layers=2)
+        module = MiniLMDistill(student, encoder(), relations, heads=4, warmup_steps=2, lr=1e-3)  # type: ignore[arg-type]
+        sharded = ModelParallelStrategy(devices, 1) if kind == "fsdp" else "ddp"
+        trainer = quiet_trainer(devices=devices, strategy=sharded if devices > 1 else "auto", max_epochs=2)
+        data = RandomTexts(batch_size=8 // devices)
+        trainer.fit(module, data)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        results[relations] = get_model_state_dict(module, options=options)
+        (numbers,) = trainer.validate(module, data, verbose=False)
+        results[relations]["val/loss"] = torch.tensor(numbers["val/loss"])
+    return results
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    found = run(sys.argv[1], 2)
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, Path(sys.argv[2]) / "results.pt")
+    torch.distributed.destroy_process_group()

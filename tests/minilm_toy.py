@@ -1,0 +1,89 @@
+"""Tiny encoders of every known architecture, a tokenizer, and data of random ids."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoConfig, AutoModel, BertTokenizerFast, PreTrainedModel
+
+from lit_kd.datamodules.loading import RankSampler, ResumableLoader, ShardSampler, StreamSampler
+from lit_kd.models.self_attention import ATTENTION_PATHS
+
+WORDS = 40
+SIZES = {
+    "vocab_size": WORDS,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+    "pad_token_id": 1,
+}
+NAMED = {
+    "distilbert": {"dim": 24, "n_layers": 3, "n_heads": 4, "hidden_dim": 32},
+    "albert": {"embedding_size": 12},
+    "electra": {"embedding_size": 12},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+    "modernbert": {"bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2, "local_attention": 8},
+}
+ARCHITECTURES = sorted(ATTENTION_PATHS)
+
+
+def encoder(kind: str = "bert", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A network without dropout."""
+    torch.manual_seed(seed)
+    quiet = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"), 0.0)
+    settings = {**SIZES, **quiet, **NAMED.get(kind, {}), **changes}
+    if kind == "distilbert":
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            settings.pop(name, None)
+    return AutoModel.from_config(AutoConfig.for_model(kind, **settings))
+
+
+def batch(lengths: tuple[int, ...] = (7, 4), length: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+    """Random ids, padded on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    length = length or max(lengths)
+    mask = (torch.arange(length) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(3, WORDS, (len(lengths), length), generator=generator)
+    ids = ids.where(mask.bool(), torch.tensor(1))
+    return {"input_ids": ids, "attention_mask": mask, "index": torch.arange(len(lengths))}
+
+
+class _Texts(Dataset[dict[str, Tensor]]):
+    def __init__(self, count: int) -> None:
+        self.all = batch(tuple(4 + i % 5 for i in range(count)), seed=1)
+
+    def __getitem__(self, key: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values[key["index"]] for name, values in self.all.items()}
+
+
+class RandomTexts(LightningDataModule):
+    """Texts of random ids; training goes on in mid-epoch, evaluation takes each once."""
+
+    def __init__(self, count: int = 32, batch_size: int = 4) -> None:
+        super().__init__()
+        self.texts, self.index, self.batch_size = _Texts(count), torch.arange(count), batch_size
+
+    def _loader(self, sampler: RankSampler) -> ResumableLoader:
+        return ResumableLoader(self.texts, batch_size=None, sampler=sampler, generator=torch.Generator())
+
+    def train_dataloader(self) -> ResumableLoader:
+        return self._loader(StreamSampler(self.index, self.batch_size, len(self.index), seed=0))
+
+    def val_dataloader(self) -> ResumableLoader:
+        return self._loader(ShardSampler(self.index, self.batch_size))
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+def saved(network: PreTrainedModel, folder: Path) -> str:
+    """The network and a tokenizer of whole words in a folder."""
+    network.save_pretrained(folder)
+    names = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *(f"w{i}" for i in range(WORDS - 5))]
+    (folder / "vocab.txt").write_text("\n".join(names))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return str(folder)
