@@ -54,11 +54,11 @@ class Documents:
     def fingerprint(self) -> str:
         """Of all that decides on the texts: of files their contents."""
         digest = hashlib.sha256(repr((self.column, len(self.files))).encode())
-        for file in self.files:
-            with Path(file).open("rb") as content:
+        for path in self._paths():
+            with path.open("rb") as content:
                 while block := content.read(1 << 20):
                     digest.update(block)
-            digest.update(Path(file).suffix.encode())
+            digest.update(path.suffix.encode())
         if self.dataset is not None:
             digest.update(self._load()._fingerprint.encode())
         return digest.hexdigest()
@@ -69,16 +69,20 @@ class Documents:
             for batch in self._load().iter(CHUNK):
                 for entries in zip(*batch.values(), strict=True):
                     yield self.dataset, dict(zip(batch, entries, strict=True))
+        for path in self._paths():
+            with path.open(encoding="utf-8", newline="\n") as lines:
+                try:
+                    yield from ((str(path), line) for line in lines)
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it."
+                    ) from error
+
+    def _paths(self) -> list[Path]:
         for file in self.files:
             if not Path(file).is_file():
                 raise FileNotFoundError(f"{file} does not exist: files must name text or .jsonl files.")
-            with open(file, encoding="utf-8", newline="\n") as lines:
-                try:
-                    yield from ((file, line) for line in lines)
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"{file} is not UTF-8 ({error.reason} at byte {error.start}): convert it."
-                    ) from error
+        return [Path(file) for file in self.files]
 
     def _load(self) -> Any:
         from datasets import load_dataset

@@ -59,8 +59,10 @@ def test_bad_files(name: str, content: bytes, sentence: str, tmp_path: Path) -> 
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="b.txt does not exist: files must name"):
-        list(Documents((str(tmp_path / "b.txt"),)).read())
+    documents = Documents((*write(tmp_path), str(tmp_path / "c.txt")))
+    for use in (lambda: next(documents.read()), documents.fingerprint):  # before anything is read
+        with pytest.raises(FileNotFoundError, match="c.txt does not exist: files must name"):
+            use()
 
 
 def test_tokens_of_all_documents(tmp_path: Path) -> None:
