@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from lightning.pytorch import Trainer
@@ -174,10 +174,29 @@ class ShardSampler(RankSampler):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield `index` of each batch."""
-        rank, world = rank_and_world()
-        batches = self.index[rank::world].tensor_split(len(self))
-        for index in batches[self.start :]:
+        for index in self.batches()[self.start :]:
             yield {"index": index}
+
+    def batches(self) -> Sequence[Tensor]:
+        """The positions in each batch of this rank."""
+        rank, world = rank_and_world()
+        return self.index[rank::world].tensor_split(len(self))
+
+
+class SortedShardSampler(ShardSampler):
+    """The same in batches of similar lengths.
+
+    They come in a fixed random order, on all ranks: of limited batches, the first are neither short nor long ones.
+    """
+
+    def __init__(self, index: Tensor, batch_size: int, lengths: Tensor) -> None:
+        """Take also the length of every sample of the set, int64 (N,)."""
+        super().__init__(index[lengths[index].argsort(stable=True)], batch_size)
+
+    def batches(self) -> Sequence[Tensor]:
+        """The positions in each batch of this rank."""
+        found = super().batches()
+        return [found[i] for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()]
 
 
 class ResumableLoader(DataLoader[Batch]):

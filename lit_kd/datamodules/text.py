@@ -17,6 +17,7 @@ from lit_kd.datamodules.loading import (
     RankSampler,
     ResumableLoader,
     ShardSampler,
+    SortedShardSampler,
     build_loader,
     limited,
 )
@@ -72,8 +73,8 @@ class TextDataModule(LightningDataModule, ABC):
     `index` int64 (B,) is the position in the whole training (or other) set. Batches are padded to their longest text,
     on the tokenizer's own side. Training batches are full and of texts of similar lengths. Each text comes once a pass;
     what is drawn is a function of (seed, pass), the same with any number of devices, and a run resumed in mid-epoch
-    equals a straight one. In evaluation each text comes once over all ranks: in validation and test by length, in
-    prediction in the order of the files.
+    equals a straight one. In evaluation each text comes once over all ranks: in validation and test in batches
+    of similar lengths, long and short ones mixed, in prediction in the order of the files.
 
     Subclasses implement `load`.
     """
@@ -219,8 +220,7 @@ class TextDataModule(LightningDataModule, ABC):
         return self.sets[source]
 
     def _eval_loader(self, texts: TokenSet) -> ResumableLoader:
-        by_length = texts.index[texts.lengths[texts.index].argsort(stable=True)]
-        return self._loader(texts, ShardSampler(by_length, self.eval_batch_size))
+        return self._loader(texts, SortedShardSampler(texts.index, self.eval_batch_size, texts.lengths))
 
     def _loader(self, texts: TokenSet, sampler: RankSampler) -> ResumableLoader:
         return build_loader(texts, sampler, self.num_workers, self.seed, self.trainer)

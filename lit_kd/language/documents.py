@@ -65,7 +65,10 @@ class Documents:
 
     def _rows(self) -> Iterator[tuple[str, Any]]:
         if self.dataset is not None:
-            yield from ((self.dataset, row) for row in self._load())
+            # By batches: in a loader process, `datasets` gives single rows of a stream to one process alone.
+            for batch in self._load().iter(CHUNK):
+                for entries in zip(*batch.values(), strict=True):
+                    yield self.dataset, dict(zip(batch, entries, strict=True))
         for path in self._paths():
             with path.open(encoding="utf-8", newline="\n") as lines:
                 try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_kd.datamodules import loading
-from lit_kd.datamodules.loading import InMemoryImages, ResumableLoader, ShardSampler, StreamSampler
+from lit_kd.datamodules.loading import InMemoryImages, ResumableLoader, ShardSampler, SortedShardSampler, StreamSampler
 
 Ranks = Callable[[int, int], None]
 
@@ -90,6 +90,23 @@ def test_shards_hold_each_sample_once(n: int, batch_size: int, world: int) -> No
     assert sorted(torch.cat(sum(shards, [])).tolist()) == list(range(n))
     if world == 1:
         assert torch.equal(torch.cat(shards[0]), torch.arange(n))
+
+
+def test_sorted_shards_have_like_lengths_and_mixed_order(ranks: Ranks) -> None:
+    lengths = torch.arange(1000) * 7 % 90
+    index = torch.arange(20, 1000)
+    shards = []
+    for rank in range(2):
+        ranks(rank, 2)
+        shards.append([batch["index"] for batch in SortedShardSampler(index, 16, lengths)])
+    assert torch.cat([*shards[0], *shards[1]]).sort().values.equal(index)
+    spans = [lengths[torch.cat(pair)].aminmax() for pair in zip(*shards, strict=True)]
+    assert all(high - low <= 3 for low, high in spans), "both ranks pad to like lengths"
+    first = lengths[torch.cat(shards[0][:8])].float().mean()
+    assert abs(first - lengths[index].float().mean()) < 10, "limit_val_batches must not choose the short texts"
+    sampler = SortedShardSampler(index, 16, lengths)
+    sampler.start = 5
+    assert all(a["index"].equal(b) for a, b in zip(sampler, shards[1][5:], strict=True))
 
 
 def test_loader_reads_whole_batches_and_leaves_the_global_generators_alone() -> None:

@@ -1,5 +1,6 @@
 """Corpora that are read while training: rows, shares, and the place where a resumed run goes on."""
 
+import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -116,6 +117,20 @@ def test_other_numbers_of_processes_go_on_from_the_earliest_document(path: str, 
         loader.load_state_dict(state)
     rows = plain_rows(path, texts[9:], True, 5, 0, 1)
     assert [row[1:-1] for _, ids in taken(loader, 5) for row in ids] == rows[:10]
+
+
+@pytest.mark.parametrize("files", [1, 2, 3])
+def test_processes_share_a_set_of_datasets(files: int, path: str, tmp_path: Path) -> None:
+    """Which hands whole files to the loader processes if it is asked row by row."""
+    texts = words(60)
+    for i in range(files):
+        rows = [json.dumps({"text": text}) for text in texts[60 * i // files : 60 * (i + 1) // files]]
+        corpus(tmp_path / "set", rows, f"train-{i}.jsonl")
+    own = load_tokenizer(path)
+    documents = Documents(dataset=str(tmp_path / "set"), streaming=True)
+    source = TextStream(documents, own, Padding.of(own), 5, 2, True)
+    expected = taken(StreamLoader(stream(path, corpus(tmp_path, texts)), 2, 0, None), 12)
+    assert taken(StreamLoader(source, 2, 0, None), 12) == expected
 
 
 def test_a_share_without_text(path: str, tmp_path: Path, ranks: Ranks) -> None:
