@@ -94,7 +94,7 @@ def launch(kind: str, folder: Path, script: str = __file__) -> Any:
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
     ) as process:
         try:
-            errors = process.communicate(timeout=120)[1]
+            errors = process.communicate(timeout=400)[1]
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise

@@ -209,7 +209,7 @@ def launch(kind: str, folder: Path) -> dict[Any, Any]:
     # A session of its own, so that after a deadlock the second process ends as well.
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
-            errors = process.communicate(timeout=120)[1]
+            errors = process.communicate(timeout=400)[1]
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
