@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, BertTokenizerFast, PreTrainedModel
 
 from lit_kd.datamodules.loading import RankSampler, ResumableLoader, ShardSampler, StreamSampler
-from lit_kd.models.self_attention import ATTENTION_PATHS
+from lit_kd.models.self_attention import ATTENTION_PATHS, attention_paths
+from lit_kd.models.text import known_inputs
 
 WORDS = 40
 SIZES = {
@@ -87,3 +88,20 @@ def saved(network: PreTrainedModel, folder: Path) -> str:
     (folder / "vocab.txt").write_text("\n".join(names))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return str(folder)
+
+
+def hooked(network: Any, layer: int, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Outputs of the projections of a layer in a forward of the whole network."""
+    paths = attention_paths(network)
+    layers = network.get_submodule(paths.layers)
+    part = layers[0 if paths.shared else layer - 1]
+    found: dict[str, list[Tensor]] = {path: [] for path in paths.projections}
+    handles = [
+        part.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: found[path].append(out))
+        for path in paths.projections
+    ]
+    network(**known_inputs(network, inputs))
+    for handle in handles:
+        handle.remove()
+    outputs = [calls[layer - 1 if paths.shared else 0] for calls in found.values()]
+    return list(outputs[0].chunk(3, -1)) if len(outputs) == 1 else outputs

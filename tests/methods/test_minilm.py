@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from minilm_toy import ARCHITECTURES, RandomTexts, batch, encoder, saved
+from minilm_toy import ARCHITECTURES, RandomTexts, batch, encoder, hooked, saved
 from torch import nn
 from toy import quiet_trainer
 
@@ -33,8 +33,6 @@ def silent(student: Any) -> set[str]:
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_loss_is_that_of_the_whole_networks(kind: str, relations: Any) -> None:
     """Vectors by hooks on untouched copies; teacher layer 2 of 3."""
-    from test_self_attention import hooked
-
     if relations == "minilm" and kind in ("mpnet", "deberta-v2", "modernbert"):
         with pytest.raises(ValueError, match="also depends on positions"):
             distill(encoder(kind), encoder(kind), relations=relations)

@@ -7,30 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from minilm_toy import ARCHITECTURES, batch, encoder
-from torch import Tensor
+from minilm_toy import ARCHITECTURES, batch, encoder, hooked
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2Model
 
-from lit_kd.models.self_attention import ATTENTION_PATHS, SelfAttentionVectors, attention_paths, truncate_layers
+from lit_kd.models.self_attention import ATTENTION_PATHS, SelfAttentionVectors, truncate_layers
 from lit_kd.models.text import known_inputs
-
-
-def hooked(network, layer: int, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Outputs of the projections of a layer in a forward of the whole network."""
-    paths = attention_paths(network)
-    layers = network.get_submodule(paths.layers)
-    part = layers[0 if paths.shared else layer - 1]
-    found: dict[str, list[Tensor]] = {path: [] for path in paths.projections}
-    handles = [
-        part.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: found[path].append(out))
-        for path in paths.projections
-    ]
-    network(**known_inputs(network, inputs))
-    for handle in handles:
-        handle.remove()
-    outputs = [calls[layer - 1 if paths.shared else 0] for calls in found.values()]
-    return list(outputs[0].chunk(3, -1)) if len(outputs) == 1 else outputs
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
