@@ -20,7 +20,8 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from benchmarks.mcmi_few_shot import once, run
+from benchmarks.mcmi_few_shot import run
+from benchmarks.runs import once
 from lit_kd.attacks import Protocol
 from lit_kd.callbacks import RobustnessReport
 from lit_kd.datamodules import CIFAR10DataModule

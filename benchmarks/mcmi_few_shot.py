@@ -12,9 +12,6 @@ Every finished run leaves a file in ``out`` and is not run again.
 """
 
 import argparse
-import json
-import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +20,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from benchmarks.runs import once, spread
 from lit_kd.datamodules import CIFAR10DataModule
-from lit_kd.files import replacing
 from lit_kd.methods import Classifier, MCMIDistill, MCMITeacher
 from lit_kd.models import VisionModel, vision_model
 
@@ -35,7 +32,7 @@ def network(name: str, checkpoint: str | Path | None = None) -> VisionModel:
 
 
 def run(out: Path, name: str, epochs: int, module: LightningModule, data: LightningDataModule) -> dict[str, float]:
-    """Fit and test once; the numbers and the checkpoint are kept under ``out``."""
+    """Fit and test once; the numbers, and the checkpoint under ``out``."""
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -48,16 +45,7 @@ def run(out: Path, name: str, epochs: int, module: LightningModule, data: Lightn
     numbers = {key: float(value) for key, value in trainer.callback_metrics.items()}
     numbers |= {key: float(value) for key, value in trainer.test(module, data, verbose=False)[0].items()}
     trainer.save_checkpoint(out / f"{name}.ckpt", weights_only=True)
-    with replacing(out / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(numbers, indent=2))
-    print(name, json.dumps({key: round(value, 4) for key, value in numbers.items()}), flush=True)
     return numbers
-
-
-def once(out: Path, name: str, start: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The numbers of a finished run, or of a new one."""
-    path = out / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else start()
 
 
 def teacher(
@@ -117,8 +105,7 @@ def table(teachers: dict[str, dict[str, float]], students: dict[str, list[float]
             own.get("train_set/log_likelihood"),
         ]
         left = [f"{numbers[0]:.2f}", f"{numbers[1]:.4f}", f"{numbers[2]:.4f}"] if own else ["-"] * 3
-        spread = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
-        right = [f"{statistics.mean(accuracy):.2f} ± {spread:.2f}", ", ".join(f"{value:.2f}" for value in accuracy)]
+        right = [spread(accuracy), ", ".join(f"{value:.2f}" for value in accuracy)]
         lines.append("| " + " | ".join([name, *left, *right]) + " |")
     return "\n".join(lines)
 

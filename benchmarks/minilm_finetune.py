@@ -13,13 +13,12 @@ Every finished run leaves a file in ``out`` and is not run again.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from benchmarks.mcmi_few_shot import once
+from benchmarks.runs import once, spread
 from lit_kd.callbacks import ExportStudent
 from lit_kd.datamodules import GLUEDataModule, TextCorpusDataModule
 from lit_kd.files import replacing
@@ -79,7 +78,7 @@ def distil(args: argparse.Namespace) -> dict[str, float]:
         trainer.fit(module, data)
         numbers = {"before": before["val/loss"], "after": float(trainer.callback_metrics["val/loss"])}
         numbers["texts"], numbers["rows"] = sum(1 for _ in data.documents()), len(data.sets["train"][0])
-        return keep(args.out, "distil", numbers)
+        return numbers
 
     return once(args.out, "distil", start)
 
@@ -107,18 +106,9 @@ def fine_tune(args: argparse.Namespace, name: str, task: str, seed: int) -> dict
             enable_model_summary=False,
         )
         trainer.fit(SequenceClassifier(network, data.num_labels, task, lr=args.fine_tuning_lr), data)
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-        return keep(args.out, f"{name}_{task}_{seed}", metrics)
+        return {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
 
     return once(args.out, f"{name}_{task}_{seed}", start)
-
-
-def keep(out: Path, name: str, numbers: dict[str, float]) -> dict[str, float]:
-    """Write and print the numbers of a run."""
-    with replacing(out / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(numbers))
-    print(name, {key: round(value, 4) for key, value in numbers.items()}, flush=True)
-    return numbers
 
 
 def main() -> None:
@@ -147,7 +137,7 @@ def main() -> None:
         for task in TASKS:
             metric = f"val/{GLUE_TASKS[task].metrics[-1]}"
             scores = [100 * fine_tune(args, name, task, seed)[metric] for seed in range(args.seeds)]
-            cells.append(f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}")
+            cells.append(spread(scores))
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

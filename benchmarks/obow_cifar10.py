@@ -13,20 +13,19 @@ command. Every finished run leaves a file in ``out`` and is not run again.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import seed_everything
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.mcmi_few_shot import once
+from benchmarks.runs import once, spread
 from lit_kd.cli import LitKDCLI
 from lit_kd.datamodules import CIFAR10DataModule
-from lit_kd.files import replacing
 from lit_kd.models import load_exported, save_exported, vision_model
 
 VARIANTS: dict[str, list[str]] = {
@@ -39,14 +38,10 @@ VARIANTS: dict[str, list[str]] = {
     ],
     "hard": ["--model.init_args.inverse_delta=null"],
 }
-NETWORK: dict[str, Any] = {
-    "name": "resnet18",
-    "cifar_stem": True,
-    "channels_last": True,
-    "model_kwargs": {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]},
-}
+CONFIG = yaml.safe_load((Path(__file__).parents[1] / "configs/obow/cifar10_small.yaml").read_text())
+NETWORK: dict[str, Any] = CONFIG["model"]["init_args"]["student"]["init_args"]
 SUPERVISED = [
-    f"--model.init_args.network={json.dumps({'class_path': 'lit_kd.models.vision_model', 'init_args': NETWORK})}",
+    f"--model.init_args.network.init_args={json.dumps({**NETWORK, 'num_classes': 10})}",
     "--model.init_args.optimizer=torch.optim.AdamW",
     "--model.init_args.optimizer.init_args.lr=4.0e-3",
     "--model.init_args.lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR",
@@ -107,15 +102,12 @@ def result(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float
             export = args.out / "cifar10" / name / "export"
             if variant == "random":
                 seed_everything(seed)
-                save_exported(vision_model(num_classes=0, **NETWORK), export)
+                save_exported(vision_model(**NETWORK), export)
                 words = [f"--model.init_args.student.init_args.checkpoint={export / 'model.safetensors'}"]
                 tested = run(args, "obow/cifar10_small", seed, f"{name}_knn", "test", words)
             else:
                 tested = fit_and_test(args, "obow/cifar10_small", seed, name, [*VARIANTS[variant], epochs])
             numbers = {"knn": tested["test/knn20_t0.07_student_acc"], "linear": linear(args, export)}
-        with replacing(args.out / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(numbers))
-        print(name, numbers, flush=True)
         return numbers
 
     return once(args.out, name, start)
@@ -138,14 +130,6 @@ def main() -> None:
         runs = [result(args, variant, seed) for seed in args.seeds]
         cells = [spread([100 * one[key] for one in runs if key in one]) for key in ("knn", "linear")]
         print(f"| {variant} | {cells[0]} | {cells[1]} | {len(runs)} |", flush=True)
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from text_toy import loader
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, BertTokenizerFast, PreTrainedModel
 
-from lit_kd.datamodules.loading import RankSampler, ResumableLoader, ShardSampler, StreamSampler
+from lit_kd.datamodules.loading import ResumableLoader
 from lit_kd.models.self_attention import ATTENTION_PATHS, attention_paths
 from lit_kd.models.text import known_inputs
 
@@ -54,29 +54,19 @@ def batch(lengths: tuple[int, ...] = (7, 4), length: int | None = None, seed: in
     return {"input_ids": ids, "attention_mask": mask, "index": torch.arange(len(lengths))}
 
 
-class _Texts(Dataset[dict[str, Tensor]]):
-    def __init__(self, count: int) -> None:
-        self.all = batch(tuple(4 + i % 5 for i in range(count)), seed=1)
-
-    def __getitem__(self, key: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: values[key["index"]] for name, values in self.all.items()}
-
-
 class RandomTexts(LightningDataModule):
     """Texts of random ids; training goes on in mid-epoch, evaluation takes each once."""
 
     def __init__(self, count: int = 32, batch_size: int = 4) -> None:
         super().__init__()
-        self.texts, self.index, self.batch_size = _Texts(count), torch.arange(count), batch_size
-
-    def _loader(self, sampler: RankSampler) -> ResumableLoader:
-        return ResumableLoader(self.texts, batch_size=None, sampler=sampler, generator=torch.Generator())
+        self.texts = batch(tuple(4 + i % 5 for i in range(count)), seed=1)
+        self.batch_size = batch_size
 
     def train_dataloader(self) -> ResumableLoader:
-        return self._loader(StreamSampler(self.index, self.batch_size, len(self.index), seed=0))
+        return loader(self.texts, self.batch_size, train=True)
 
     def val_dataloader(self) -> ResumableLoader:
-        return self._loader(ShardSampler(self.index, self.batch_size))
+        return loader(self.texts, self.batch_size, train=False)
 
     test_dataloader = predict_dataloader = val_dataloader
 

@@ -15,7 +15,7 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from lit_kd.datamodules.loading import RankSampler, ResumableLoader, ShardSampler, StreamSampler
+from lit_kd.datamodules.loading import RankSampler, ResumableLoader, ShardSampler, StreamSampler, build_loader
 from lit_kd.language.glue import glue_task
 from lit_kd.language.squad import SquadExample, SquadFeature
 
@@ -80,8 +80,7 @@ def loader(columns: dict[str, Tensor], batch_size: int, train: bool) -> Resumabl
     sampler: RankSampler = (
         StreamSampler(index, batch_size, len(tokens), seed=0) if train else ShardSampler(index, batch_size)
     )
-    generator = torch.Generator().manual_seed(0)
-    return ResumableLoader(tokens, batch_size=None, sampler=sampler, generator=generator)  # type: ignore[arg-type]
+    return build_loader(tokens, sampler, num_workers=0, seed=0, trainer=None)
 
 
 class TinyGLUE(LightningDataModule):

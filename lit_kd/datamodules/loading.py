@@ -115,10 +115,13 @@ class StreamSampler(RankSampler):
         return {"index": index, "visit": visit}
 
     def _permutation(self, visit: int) -> Tensor:
-        # torch's CPU generator keeps 32 bits of its seed: hash the pair instead of packing it.
-        seed = counter_bits(self.seed, torch.tensor([visit]), torch.tensor([-1]), 1).item()
-        generator = torch.Generator().manual_seed(int(seed))
-        return self.index[torch.randperm(len(self.index), generator=generator)]
+        return self.index[self.shuffled(len(self.index), visit, -1)]
+
+    def shuffled(self, count: int, number: int, use: int) -> Tensor:
+        """A permutation of 0 to `count` - 1 seeded by (seed, number, use), int64 (count,)."""
+        # torch's CPU generator keeps 32 bits of its seed: hash the numbers instead of packing them.
+        seed = counter_bits(self.seed, torch.tensor([number]), torch.tensor([use]), 1).item()
+        return torch.randperm(count, generator=torch.Generator().manual_seed(int(seed)))
 
 
 class BucketSampler(StreamSampler):
@@ -145,8 +148,7 @@ class BucketSampler(StreamSampler):
             steps = min(self.POOL, len(self) - pool)
             drawn = self.draw((first + pool) * size + torch.arange(steps * size))
             batches = self.lengths[drawn["index"]].sort(stable=True).indices.view(steps, size)
-            seed = counter_bits(self.seed, torch.tensor([first + pool]), torch.tensor([-2]), 1).item()
-            order = torch.randperm(steps, generator=torch.Generator().manual_seed(int(seed)))
+            order = self.shuffled(steps, first + pool, -2)
             for step in range(max(0, self.start - pool), steps):
                 mine = batches[order[step], rank::world]
                 yield {name: values[mine] for name, values in drawn.items()}

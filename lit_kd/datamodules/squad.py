@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from lit_kd.datamodules.subsets import choose_texts
 from lit_kd.datamodules.text import Split, TextDataModule, TokenSet
 from lit_kd.language.squad import SquadExample, SquadFeature, check_stride, make_features, read_squad, squad_examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HUB_NAMES = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
 
@@ -98,7 +101,7 @@ class SQuADDataModule(TextDataModule):
 
     def load(self, split: Split) -> list[TokenSet]:
         """Read and tokenise the evaluation file."""
-        return [self._tokenise(split, self._read(split))]
+        return [self._tokenise(split, self._read(split), self.tokenizer())]
 
     def load_train(self) -> tuple[TokenSet, TokenSet]:
         """The windows of the training file's questions; those about one text stay together."""
@@ -109,11 +112,11 @@ class SQuADDataModule(TextDataModule):
         rest = [example for example in examples if example.context not in held_out]
         nothing = torch.zeros(len(rest), dtype=torch.int64)
         chosen, _ = choose_texts(nothing, 0.0, self.train_fraction, self.train_samples, self.seed)
-        train = self._tokenise("train", [rest[i] for i in chosen.tolist()])
-        return train, self._tokenise("val", [example for example in examples if example.context in held_out])
-
-    def _tokenise(self, split: Split, examples: Sequence[SquadExample]) -> TokenSet:
         tokenizer = self.tokenizer()
+        train = self._tokenise("train", [rest[i] for i in chosen.tolist()], tokenizer)
+        return train, self._tokenise("val", [example for example in examples if example.context in held_out], tokenizer)
+
+    def _tokenise(self, split: Split, examples: Sequence[SquadExample], tokenizer: PreTrainedTokenizerBase) -> TokenSet:
         windows = make_features(tokenizer, examples, **self.windows)
         self._made[split] = list(examples), windows.features
         if tokenizer.padding_side == "left":

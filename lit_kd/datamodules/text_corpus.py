@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +17,9 @@ from lit_kd.datamodules.text_stream import StreamLoader, TextStream
 from lit_kd.files import replacing
 from lit_kd.language.documents import Documents, DocumentTokens, tokenise, tokenizer_fingerprint
 from lit_kd.language.tokens import TokenRows, special_frame
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class TextCorpusDataModule(TextDataModule):
@@ -94,7 +97,7 @@ class TextCorpusDataModule(TextDataModule):
     def prepare_data(self) -> None:
         """Tokenise once a node, if there is a folder to keep it in."""
         if self.cache_dir is not None:
-            self._tokens()
+            self._tokens(self.tokenizer())
 
     def setup(self, stage: str) -> None:
         """Read all texts, or see that there are some."""
@@ -106,7 +109,7 @@ class TextCorpusDataModule(TextDataModule):
         if next(self.documents(), None) is None:
             raise ValueError(self._no_text())
         tokenizer = self.tokenizer()
-        padding, room = self.padding(tokenizer), self._room()
+        padding, room = self.padding(tokenizer), self._room(tokenizer)
         self._stream = TextStream(self.source_documents, tokenizer, padding, room, self.batch_size, self.packed)
 
     def source(self, split: Split) -> Split:
@@ -121,14 +124,14 @@ class TextCorpusDataModule(TextDataModule):
     def _rows(self) -> TokenSet:
         tokenizer = self.tokenizer()
         before, after = special_frame(tokenizer)
-        tokens = self._tokens()
+        tokens = self._tokens(tokenizer)
         if not len(tokens.ids):
             raise ValueError(self._no_text())
-        bounds = tokens.packed(self._room()) if self.packed else tokens.apart(self._room())
+        room = self._room(tokenizer)
+        bounds = tokens.packed(room) if self.packed else tokens.apart(room)
         return TokenSet(TokenRows(tokens.ids, bounds, before=before, after=after), self.padding(tokenizer))
 
-    def _tokens(self) -> DocumentTokens:
-        tokenizer = self.tokenizer()
+    def _tokens(self, tokenizer: PreTrainedTokenizerBase) -> DocumentTokens:
         if self.cache_dir is None:
             return tokenise(tokenizer, self.documents())
         key = hashlib.sha256((self.source_documents.fingerprint() + tokenizer_fingerprint(tokenizer)).encode())
@@ -139,8 +142,8 @@ class TextCorpusDataModule(TextDataModule):
                 save_file({"ids": made.ids, "ends": made.ends}, temporary)
         return DocumentTokens(**load_file(file))
 
-    def _room(self) -> int:
-        special = sum(map(len, special_frame(self.tokenizer())))
+    def _room(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        special = sum(map(len, special_frame(tokenizer)))
         if self.max_length <= special:
             raise ValueError(f"max_length={self.max_length} leaves no token beside {special} special ones: raise it.")
         return self.max_length - special

@@ -1,18 +1,16 @@
 """A network trained by others, on real CIFAR-10 test images: it has no robustness, and the attacks say so."""
 
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from shared_data import DATA
 from torch import Tensor, nn
 
 from lit_kd.attacks import TorchAttack, apgd, carlini_wagner, fgsm, pgd
 from lit_kd.datamodules import CIFAR10DataModule
 from lit_kd.models import vision_model
 
-DATA = Path(os.environ.get("LITKD_DATA", Path(__file__).parents[3] / "shared" / "data"))
 WEIGHTS = DATA / "weights" / "resnet20-12fca82f.th"
 
 pytestmark = [

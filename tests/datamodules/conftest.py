@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from shared_data import DATA
 
 from lit_kd.datamodules import loading
 
@@ -21,10 +21,9 @@ def one_thread() -> None:
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real data, or skip."""
-    root = Path(os.environ.get("LITKD_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    if not root.is_dir():
-        pytest.skip(f"no real data at {root} (environment variable LITKD_DATA)")
-    return root
+    if not DATA.is_dir():
+        pytest.skip(f"no real data at {DATA} (environment variable LITKD_DATA)")
+    return DATA
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """GLUE's tsv files: their quirks, and the numbers of rows and labels of the real ones."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,10 @@ import pytest
 import torch
 from datamodules.text_files import LABELS, TSV
 from datasets import ClassLabel, Dataset, Features, Value
+from shared_data import DATA
 
 from lit_kd.language.glue import GLUE_TASKS, glue_rows, glue_task, read_glue
 
-DATA = Path(os.environ.get("LITKD_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "glue").is_dir(), reason="no real data (LITKD_DATA)")
 
 

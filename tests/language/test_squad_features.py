@@ -1,7 +1,6 @@
 """Windows of SQuAD's texts: each rule by itself, against plain loops over the tokenizer's own output."""
 
 import json
-import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 from datamodules.text_files import byte_tokenizer, squad, tokenizer
+from shared_data import DATA
 from transformers import PreTrainedTokenizerBase
 
 from lit_kd.language.squad import (
@@ -25,7 +25,6 @@ from lit_kd.language.squad import (
 )
 from lit_kd.language.tokens import load_tokenizer
 
-DATA = Path(os.environ.get("LITKD_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "squad").is_dir(), reason="no real data (LITKD_DATA)")
 Build = Callable[..., str]
 CONTEXT = "abcdefghij klmnopqrst uvwxyz 0123456789"  # every character is a token of both tokenizers but for blanks

@@ -1,20 +1,18 @@
 """The metric: cases of the specification, an independent loop, torchmetrics, and real questions."""
 
 import json
-import os
 import random
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared_data import DATA
 from torchmetrics.text import SQuAD
 
 from lit_kd.language.squad import SquadExample
 from lit_kd.language.squad_scores import best_thresholds, exact_match, normalize_answer, squad_scores, token_f1
 
-DATA = Path(os.environ.get("LITKD_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CASES = [  # prediction, golds, exact match, F1
     ("The Cat!", ["cat"], 1, 1),
     ("black cat", ["a black cat sat"], 0, 0.8),

@@ -1,13 +1,11 @@
 """CIFAR networks: published sizes and accuracies, timm's interface, and the maps that feature losses read."""
 
 import copy
-import os
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,10 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from shared_data import DATA
 from torch import Tensor, nn
 
 from lit_kd.models.cifar import CIFARNetwork, CIFARResNet, CIFARWideResNet
-
-DATA = Path(os.environ.get("LITKD_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 # Parameters for 100 classes, published: RepDistiller's networks, whose ResNets have option B shortcuts.
 PUBLISHED = {

@@ -1,7 +1,6 @@
 """Networks of the Tiny-ImageNet study: the resize, the normalisation and the label protocols inside the network."""
 
 import hashlib
-import os
 import re
 import urllib.error
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from datamodules import tiny_files
 from datamodules.tiny_files import write
+from shared_data import DATA as SHARED
 from torch import nn
 from torchvision import models
 from torchvision.transforms.v2 import functional as transforms
@@ -342,7 +342,7 @@ def test_another_protocol_than_the_datas_is_one_sentence(folder: Path) -> None:
 
 
 def test_real_images_in_both_protocols() -> None:
-    folder = Path(os.environ.get("LITKD_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    folder = SHARED
     root = folder / "tiny-imagenet-200" / "tiny-imagenet-200-subset20.zip"
     if not root.is_file():
         pytest.skip(f"no {root} (environment variable LITKD_DATA)")
