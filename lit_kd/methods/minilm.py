@@ -22,7 +22,7 @@ from lit_kd.methods.encoder_fine_tuning import entry, matrices_and_vectors
 from lit_kd.methods.schedules import warmup_linear
 from lit_kd.models.levels import freeze_unused
 from lit_kd.models.modes import eval_mode
-from lit_kd.models.self_attention import SelfAttentionVectors, attention_paths, truncate_layers
+from lit_kd.models.self_attention import SelfAttentionVectors, attention_paths, truncated
 from lit_kd.models.teacher import FrozenTeacher
 from lit_kd.models.text import TextBatch, check_tokenizers, known_inputs, longest_sequence
 
@@ -44,8 +44,8 @@ class MiniLMDistill(Distill):
     masked tokens nor soft labels.
 
     The student runs up to the projections of its last layer. What lies behind them takes no part, is frozen for the
-    distillation and keeps its initial values, as the method has it: fine-tuning trains it. The teacher is frozen, and
-    its layers above ``teacher_layer`` are removed in place.
+    distillation and keeps its initial values, as the method has it: fine-tuning trains it. The teacher is frozen; its
+    layers above ``teacher_layer`` are not part of the module, and are freed where nothing else holds the network.
 
     Recipe (MiniLM, BERT-base students but 6x768): Adam with decoupled weight decay 0.01 (none on biases and layer
     norms), 3e-4, betas 0.9 and 0.999, batch 256, 512 tokens, 400,000 steps, linear warm-up over 4,000, linear decay to
@@ -103,9 +103,9 @@ class MiniLMDistill(Distill):
         self.reduction, self.chunk = reduction, chunk
         self.lr, self.betas, self.warmup_steps = lr, betas, warmup_steps
 
-        truncate_layers(teacher, layer_count(teacher) if teacher_layer is None else teacher_layer)
+        below = truncated(teacher, layer_count(teacher) if teacher_layer is None else teacher_layer)
         self.student = SelfAttentionVectors(student)
-        self.teacher = FrozenTeacher(SelfAttentionVectors(teacher))
+        self.teacher = FrozenTeacher(SelfAttentionVectors(below))
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.longest = min((n for n in map(longest_sequence, (student, teacher)) if n is not None), default=None)
         self._freeze_unused()

@@ -109,6 +109,14 @@ def test_teacher_stays_as_it_is() -> None:
     assert not any(name.startswith("teacher") for name in module.state_dict())
 
 
+def test_networks_handed_over_stay_whole() -> None:
+    """Though they share their configuration, and only two layers of the teacher's three are read."""
+    teacher = encoder()
+    student = type(teacher)(teacher.config)
+    module = distill(student, teacher, teacher_layer=2)
+    assert len(teacher.encoder.layer) == len(module.network.encoder.layer) == teacher.config.num_hidden_layers == 3
+
+
 def test_dropout_is_the_students_alone() -> None:
     changes = {"hidden_dropout_prob": 0.3}
     module = distill(encoder(seed=1, **changes), encoder(**changes)).train()
