@@ -98,7 +98,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer in a folder, or of a model's name.
 
     Raises:
-        ValueError: It can't be loaded, is a slow one, or has no padding token.
+        ValueError: It can't be loaded, is a slow one, knows no token but special ones, or has no padding token.
     """
     from transformers import AutoTokenizer
 
@@ -111,6 +111,11 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer={path!r} is a slow one, without offsets: save it as a fast one (tokenizer.json).")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes such a one of a configuration alone
+        raise ValueError(
+            f"tokenizer={path!r} holds no vocabulary, so that all text would be unknown: give a folder with "
+            "tokenizer.json, or the name of a model on the Hugging Face hub."
+        )
     if tokenizer.pad_token_id is None:
         raise ValueError(f"tokenizer={path!r} has no padding token: set its pad_token and save it again.")
     return tokenizer

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 
 from lit_kd.losses import MINILM_V1, MINILM_V2, relation_loss
 from lit_kd.losses.minilm import check_heads, check_relations
@@ -22,7 +22,7 @@ from lit_kd.methods.encoder_fine_tuning import entry, matrices_and_vectors
 from lit_kd.methods.schedules import warmup_linear
 from lit_kd.models.levels import freeze_unused
 from lit_kd.models.modes import eval_mode
-from lit_kd.models.self_attention import SelfAttentionVectors, attention_paths, truncate_layers
+from lit_kd.models.self_attention import SelfAttentionVectors, Vectors, attention_paths, truncated
 from lit_kd.models.teacher import FrozenTeacher
 from lit_kd.models.text import TextBatch, check_tokenizers, known_inputs, longest_sequence
 
@@ -44,8 +44,8 @@ class MiniLMDistill(Distill):
     masked tokens nor soft labels.
 
     The student runs up to the projections of its last layer. What lies behind them takes no part, is frozen for the
-    distillation and keeps its initial values, as the method has it: fine-tuning trains it. The teacher is frozen, and
-    its layers above ``teacher_layer`` are removed in place.
+    distillation and keeps its initial values, as the method has it: fine-tuning trains it. The teacher is frozen; its
+    layers above ``teacher_layer`` are not part of the module, and are freed where nothing else holds the network.
 
     Recipe (MiniLM, BERT-base students but 6x768): Adam with decoupled weight decay 0.01 (none on biases and layer
     norms), 3e-4, betas 0.9 and 0.999, batch 256, 512 tokens, 400,000 steps, linear warm-up over 4,000, linear decay to
@@ -68,8 +68,8 @@ class MiniLMDistill(Distill):
     Raises:
         ValueError: an unknown architecture or relation, Q-K for an architecture whose attention is more than Q K^T,
             other attention heads in ``minilm``, heads that do not divide, a layer that does not exist, different
-            tokenizers; before the first step, a warm-up that does not end; in training, a batch without
-            ``attention_mask`` and texts longer than the positions of a network.
+            tokenizers; before the first step, a warm-up that does not end, data of another tokenizer, ids beyond the
+            embeddings; in training, a batch without ``attention_mask``, texts longer than a network's positions.
     """
 
     schedule_interval = "step"
@@ -97,21 +97,25 @@ class MiniLMDistill(Distill):
         pairs: Any = PRESETS[relations] if isinstance(relations, str) else [tuple(pair) for pair in relations]
         check_relations(pairs)
         check_attention(student, teacher, pairs)
-        check_tokenizers(student, teacher)
+        check_tokenizers(student=student, teacher=teacher)
         self.relations = pairs
         self.heads = choose_heads(student, teacher, relations == "minilm", heads)
         self.reduction, self.chunk = reduction, chunk
         self.lr, self.betas, self.warmup_steps = lr, betas, warmup_steps
 
-        truncate_layers(teacher, layer_count(teacher) if teacher_layer is None else teacher_layer)
+        below = truncated(teacher, layer_count(teacher) if teacher_layer is None else teacher_layer)
         self.student = SelfAttentionVectors(student)
-        self.teacher = FrozenTeacher(SelfAttentionVectors(teacher))
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.teacher = FrozenTeacher(SelfAttentionVectors(below))
+        metrics = MetricCollection({name: MeanMetric() for name in ("loss", "uniform_loss", *map("".join, pairs))})
+        self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
         self.longest = min((n for n in map(longest_sequence, (student, teacher)) if n is not None), default=None)
+        networks: Any = (student, teacher)
+        self.embedded = min(one.get_input_embeddings().num_embeddings for one in networks)
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
-        example = {"input_ids": torch.zeros(1, 2, dtype=torch.int64), "attention_mask": torch.ones(1, 2)}
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=next(self.network.parameters()).device)
+        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.enable_grad(), eval_mode(self.student):
             vectors = self.student(**known_inputs(self.network, example))
         used = {name for pair in self.relations for name in pair}
@@ -130,12 +134,31 @@ class MiniLMDistill(Distill):
 
     # Steps
 
+    def on_fit_start(self) -> None:
+        """See that the data's ids are the networks'."""
+        super().on_fit_start()
+        check_tokenizers(data=getattr(self.trainer, "datamodule", None), student=self.network)
+
+    def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
+        """Look at the first batch: on a GPU an id without an embedding ends the process without a sentence."""
+        largest = int(batch["input_ids"].max()) if batch_idx == 0 else 0
+        if largest >= self.embedded:
+            raise ValueError(
+                f"input_ids reach {largest}, but a network has embeddings for {self.embedded} tokens: give the data "
+                "the teacher's tokenizer."
+            )
+
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        """Relations of the student's last layer against the teacher's."""
-        return self.log_terms({"relation": self.relation_loss(batch)}, len(batch["input_ids"]), batch.get("index"))
+        """Relations of the student's last layer against the teacher's, each logged by the names of its vectors."""
+        terms = self.relation_losses(*self.vectors(batch))
+        return self.log_terms(terms, len(batch["input_ids"]), batch.get("index"))
 
     def relation_loss(self, batch: TextBatch) -> Tensor:
         """The loss of a batch."""
+        return torch.stack(list(self.relation_losses(*self.vectors(batch)).values())).sum()
+
+    def vectors(self, batch: TextBatch) -> tuple[Vectors, Vectors, Tensor]:
+        """Q, K and V of student and teacher, and the mask."""
         mask = entry(batch, "attention_mask")
         if self.longest is not None and mask.shape[1] > self.longest:
             raise ValueError(
@@ -143,20 +166,32 @@ class MiniLMDistill(Distill):
                 "lower max_length of the data."
             )
         theirs = self.teacher(**known_inputs(self.teacher.module.module, batch))
-        ours = self.student(**known_inputs(self.network, batch))
-        return relation_loss(ours, theirs, mask, self.relations, self.heads, self.reduction, chunk=self.chunk)
+        return self.student(**known_inputs(self.network, batch)), theirs, mask
+
+    def relation_losses(self, ours: Vectors, theirs: Vectors, mask: Tensor) -> dict[str, Tensor]:
+        """The loss of each relation: "qk" of queries and keys, and so on."""
+        return {
+            x + y: relation_loss(ours, theirs, mask, [(x, y)], self.heads, self.reduction, chunk=self.chunk)
+            for x, y in self.relations
+        }
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """The same loss as ``val/loss``, a mean over texts."""
-        self._evaluate(batch, "val", self.val_loss)
+        """The same losses, and as their scale ``val/uniform_loss``, that of a student of uniform relations."""
+        self._evaluate(batch, self.val_metrics)
 
     def test_step(self, batch: TextBatch, batch_idx: int) -> None:
         """As in validation."""
-        self._evaluate(batch, "test", self.test_loss)
+        self._evaluate(batch, self.test_metrics)
 
-    def _evaluate(self, batch: TextBatch, stage: str, metric: MeanMetric) -> None:
-        metric.update(self.relation_loss(batch), weight=len(batch["input_ids"]))
-        self.log(f"{stage}/loss", metric, batch_size=len(batch["input_ids"]), prog_bar=True)
+    def _evaluate(self, batch: TextBatch, metrics: MetricCollection) -> None:
+        ours, theirs, mask = self.vectors(batch)
+        losses = self.relation_losses(ours, theirs, mask)
+        uniform = self.relation_losses({name: torch.zeros_like(x) for name, x in ours.items()}, theirs, mask)
+        totals = {"loss": sum(losses.values()), "uniform_loss": sum(uniform.values())}
+        weight = mask.any(1).sum() if self.reduction == "sample" else mask.bool().sum()
+        for name, value in {**losses, **totals}.items():
+            metrics[name].update(value, weight)
+        self.log_dict(metrics, batch_size=len(mask), prog_bar=True)
 
     def predict_step(self, batch: TextBatch, batch_idx: int) -> dict[str, Tensor]:
         """Mean of the student's last hidden state over the tokens, (B, H), and index."""

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from lit_kd.files import replacing
 from lit_kd.models.checkpoint import load_checkpoint
 from lit_kd.models.factory import Normalize, VisionModel, vision_model
+from lit_kd.models.text import find_tokenizer
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -58,10 +59,9 @@ def _write_pretrained(network: Any, state: dict[str, Any], folder: Path) -> None
     with TemporaryDirectory(dir=folder) as temporary:
         network.save_pretrained(temporary, state_dict=state)
         path = getattr(network, "tokenizer_path", None)
-        if path is not None:
-            from transformers import AutoTokenizer
-
-            AutoTokenizer.from_pretrained(path).save_pretrained(temporary)
+        tokenizer = find_tokenizer(path) if path is not None else None
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
         for file in Path(temporary).iterdir():
             file.replace(folder / file.name)
 

@@ -6,6 +6,7 @@ after dropout, and they are one (B, heads, S, S) for every layer where one layer
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,12 +78,12 @@ class SelfAttentionVectors(nn.Module):
     """A network up to the projections of its last layer: ``forward(**inputs)`` gives Q, K and V.
 
     That layer computes Q, K and V of its input and nothing else: no attention, no feed-forward. Its parameters behind
-    the projections get no gradient. Called by itself, as ``self.module``, the network is whole. Attention
-    implementation, dropout of the layers below and gradient checkpointing stay what they are. A module, and not hooks,
-    because FSDP gathers weights for the backward where the outputs of a module enter the loss.
+    the projections get no gradient, and a head is not run. Called by itself, as ``self.module``, the network is whole.
+    Attention implementation, dropout of the layers below and gradient checkpointing stay what they are. A module, and
+    not hooks, because FSDP gathers weights for the backward where the outputs of a module enter the loss.
 
     Args:
-        network: of Hugging Face, with or without a head; :func:`truncate_layers` makes another layer its last.
+        network: of Hugging Face, with or without a head; :func:`truncated` makes another layer its last.
 
     Raises:
         ValueError: an unknown architecture; by ``forward``, reentrant gradient checkpointing over frozen embeddings,
@@ -103,8 +104,9 @@ class SelfAttentionVectors(nn.Module):
         self._paths = attention_paths(network)
         returned: list[Any] = []
         handle = self._last.register_forward_hook(lambda layer, args, output: returned.append(output))
+        example = torch.zeros(1, 2, dtype=torch.int64, device=next(network.parameters()).device)
         with torch.no_grad(), eval_mode(network):
-            network(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=next(network.parameters()).device))
+            base_model(network)(input_ids=example)
         handle.remove()
         self._extra = len(returned[-1]) - 1 if isinstance(returned[-1], tuple) else None  # versions differ
 
@@ -115,7 +117,7 @@ class SelfAttentionVectors(nn.Module):
     def forward(self, **inputs: Tensor) -> Vectors:
         """Q, K and V, (B, S, H) each."""
         with self._cut() as vectors:
-            self.module(**inputs)
+            base_model(self.module)(**inputs)
         return vectors
 
     @contextmanager
@@ -161,30 +163,44 @@ class SelfAttentionVectors(nn.Module):
             )
 
 
-def truncate_layers(network: Any, layer: int) -> None:
-    """Remove all layers above ``layer``, counted from 1, in place.
+def truncated(network: Any, layer: int) -> nn.Module:
+    """The encoder without its head and without the layers above ``layer``, counted from 1.
+
+    It shares its parts with the network, which stays whole; what only the network holds is freed with it.
 
     Raises:
         ValueError: an unknown architecture, or no such layer.
     """
-    count: int = network.config.num_hidden_layers
+    paths, count = attention_paths(network), network.config.num_hidden_layers
     if not 1 <= layer <= count:
         raise ValueError(f"layer={layer} does not exist: {type(network).__name__} has layers 1 to {count}.")
-    paths = attention_paths(network)
+    twin = part = _twin(base_model(network))
+    twin.config = copy.copy(twin.config)
+    twin.config.num_hidden_layers = layer
+    for name in paths.layers.split("."):
+        child = part._modules[name] = _twin(part._modules[name])
+        part.config = twin.config  # ALBERT counts by it
+        part = child
     if not paths.shared:
-        path, _, name = paths.layers.rpartition(".")
-        owner = _base(network).get_submodule(path)
-        setattr(owner, name, nn.ModuleList(list(getattr(owner, name))[:layer]))
-    network.config.num_hidden_layers = layer
+        part._modules = dict(list(part._modules.items())[:layer])
+    return twin
+
+
+def _twin(module: Any) -> Any:
+    """A module with the same parts whose list of sub-modules is its own."""
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__, _modules=dict(module._modules))
+    return twin
 
 
 def _layers(network: Any) -> nn.ModuleList:
     paths = attention_paths(network)
-    layers: Any = _base(network).get_submodule(paths.layers)
+    layers: Any = base_model(network).get_submodule(paths.layers)
     if paths.shared and (len(layers) > 1 or network.config.inner_group_num > 1):
         raise ValueError("ALBERT with more than one group of layers, or several layers in one, is not supported.")
     return layers
 
 
-def _base(network: Any) -> nn.Module:
-    return getattr(network, "base_model", network)  # under a head
+def base_model(network: Any) -> nn.Module:
+    """The encoder under a head."""
+    return getattr(network, "base_model", network)

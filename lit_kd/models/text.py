@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_kd.models.self_attention import attention_paths
@@ -27,7 +28,7 @@ def text_encoder(
     config: dict[str, Any] | None = None,
     gradient_checkpointing: bool = False,
 ) -> nn.Module:
-    """A text encoder by the folder or hub name of a pretrained one, as transformers' ``AutoModel`` builds it.
+    """A text encoder by the folder or hub name of a pretrained one, as transformers' ``AutoModel`` builds it; float32.
 
     A student of L layers of width H is ``init="random"`` with
     ``config={"num_hidden_layers": L, "hidden_size": H, "intermediate_size": 4 * H}``: the rest, vocabulary and number
@@ -59,6 +60,8 @@ def text_encoder(
         if not hasattr(settings, name):
             raise ValueError(f"config names {name!r}, which a {settings.model_type} configuration does not have.")
         setattr(settings, name, value)
+    if getattr(settings, "layer_types", None):  # ModernBERT's: one for each layer of the saved configuration
+        settings.layer_types = settings.layer_types[: settings.num_hidden_layers]
     network = factory.from_pretrained(path, config=settings) if init == "pretrained" else factory.from_config(settings)
     if init == "layers":
         _copy_layers(network, transformers.AutoModel.from_pretrained(path))
@@ -66,7 +69,7 @@ def text_encoder(
         enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # the second name is that of transformers before 5.20
     network.tokenizer_path = path
-    return network
+    return network.float()  # transformers 5 keeps the precision of the file, and half precision does not train
 
 
 @torch.no_grad()
@@ -89,8 +92,14 @@ def _copy_layers(student: Any, teacher: Any) -> None:
 
 
 def known_inputs(network: Any, batch: TextBatch) -> dict[str, Tensor]:
-    """Those tensors of a batch that the network's forward names: DistilBERT, say, knows no ``token_type_ids``."""
+    """Those tensors of a batch that the network's forward names: DistilBERT, say, knows no ``token_type_ids``.
+
+    They are also left out for networks of one type, as RoBERTa, where the second type of another's tokenizer would be
+    an IndexError.
+    """
     named = inspect.signature(network.forward).parameters.keys() - _TARGETS
+    if getattr(getattr(network, "config", None), "type_vocab_size", 2) < 2:
+        named = named - {"token_type_ids"}
     inputs = {name: value for name, value in batch.items() if name in named}
     if not inputs:
         raise ValueError(f"forward of {type(network).__name__} names none of the batch's tensors {sorted(batch)}.")
@@ -108,24 +117,38 @@ def longest_sequence(network: nn.Module) -> int | None:
     return int(table - offset)
 
 
-def check_tokenizers(student: nn.Module, teacher: nn.Module) -> None:
-    """Raise a ValueError unless a token id means the same to both networks.
+def find_tokenizer(path: str) -> Any:
+    """The tokenizer of a folder or hub name, or None, with a warning."""
+    from transformers import AutoTokenizer
 
-    Vocabularies are compared where both say where theirs is (``tokenizer_path``), else their sizes.
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if len(tokenizer) > len(tokenizer.all_special_ids):  # transformers 5 makes an empty one of a configuration
+            return tokenizer
+        reason = "it would know special tokens only"
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+    rank_zero_warn(f"{path} holds no tokenizer ({reason}), so ids are not compared and none is exported.")
+    return None
+
+
+def check_tokenizers(**readers: Any) -> None:
+    """Raise a ValueError unless a token id means the same to two networks, or to a network and its data.
+
+    Vocabularies are compared where both say where theirs is (``tokenizer_path``), else the networks' sizes of them.
     """
-    own, theirs = getattr(student, "tokenizer_path", None), getattr(teacher, "tokenizer_path", None)
+    (first, second), names = readers.values(), " and ".join(readers)
+    own, theirs = getattr(first, "tokenizer_path", None), getattr(second, "tokenizer_path", None)
     if own is not None and own == theirs:
         return
-    if own is not None and theirs is not None:
-        from transformers import AutoTokenizer
-
-        same = AutoTokenizer.from_pretrained(own).get_vocab() == AutoTokenizer.from_pretrained(theirs).get_vocab()
-        sizes = f"{own} and {theirs}"
-    else:
-        ours, others = (getattr(getattr(one, "config", None), "vocab_size", None) for one in (student, teacher))
-        same, sizes = ours == others, f"{ours} and {others} tokens"
-    if not same:
+    tokenizers = [None if path is None else find_tokenizer(path) for path in (own, theirs)]
+    vocabularies = [None if tokenizer is None else tokenizer.get_vocab() for tokenizer in tokenizers]
+    what = f"{own} and {theirs}"
+    if None in vocabularies:
+        vocabularies = [getattr(getattr(one, "config", None), "vocab_size", None) for one in (first, second)]
+        what = f"{vocabularies[0]} and {vocabularies[1]} tokens"
+    if None not in vocabularies and vocabularies[0] != vocabularies[1]:
         raise ValueError(
-            f"Student and teacher have different tokenizers ({sizes}): their relations are compared token by token, so "
-            "build the student with the teacher's tokenizer."
+            f"{names.capitalize()} have different tokenizers ({what}): relations are compared token by token, so take "
+            "the teacher's tokenizer for all."
         )

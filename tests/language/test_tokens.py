@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from datamodules.text_files import byte_tokenizer, tokenizer
+from transformers import BertConfig
 
 from lit_kd.language.tokens import CHUNK, Padding, encode, flat_rows, load_tokenizer, special_frame
 
@@ -59,3 +60,6 @@ def test_no_tokenizer(tmp_path: Path) -> None:
         ValueError, match=r"tokenizer='.*nowhere' cannot be loaded .*: give a folder with tokenizer.json"
     ):
         load_tokenizer(str(tmp_path / "nowhere"))
+    BertConfig().save_pretrained(tmp_path)  # of it transformers 5 makes one to which all text is unknown
+    with pytest.raises(ValueError, match=r"tokenizer='.*' holds no vocabulary, so that all text would be unknown"):
+        load_tokenizer(str(tmp_path))

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from minilm_toy import ARCHITECTURES, RandomTexts, batch, encoder, hooked, saved
 from torch import nn
 from toy import quiet_trainer
+from transformers import BertTokenizerFast
 
 from lit_kd.callbacks import ExportStudent
 from lit_kd.datamodules import TextCorpusDataModule
@@ -109,6 +110,14 @@ def test_teacher_stays_as_it_is() -> None:
     assert not any(name.startswith("teacher") for name in module.state_dict())
 
 
+def test_networks_handed_over_stay_whole() -> None:
+    """Though they share their configuration, and only two layers of the teacher's three are read."""
+    teacher = encoder()
+    student = type(teacher)(teacher.config)
+    module = distill(student, teacher, teacher_layer=2)
+    assert len(teacher.encoder.layer) == len(module.network.encoder.layer) == teacher.config.num_hidden_layers == 3
+
+
 def test_dropout_is_the_students_alone() -> None:
     changes = {"hidden_dropout_prob": 0.3}
     module = distill(encoder(seed=1, **changes), encoder(**changes)).train()
@@ -182,9 +191,30 @@ def test_assistant_chain(tmp_path: Path) -> None:
 def test_validation_is_a_mean_over_texts() -> None:
     module = distill()
     (numbers,) = quiet_trainer().validate(module, datamodule=RandomTexts(count=10, batch_size=4), verbose=False)
-    texts = RandomTexts(count=10, batch_size=1).val_dataloader()
-    expected = torch.stack([module.eval().relation_loss(text) for text in texts]).mean()
+    texts = list(RandomTexts(count=10, batch_size=1).val_dataloader())
+    expected = torch.stack([module.eval().relation_loss(text).detach() for text in texts]).mean()
     assert numbers["val/loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert numbers["val/loss"] == pytest.approx(numbers["val/qk"] + numbers["val/vv"], rel=1e-5)
+    uniform = []
+    for text in texts:
+        ours, theirs, mask = module.vectors(text)
+        zeros = {name: torch.zeros_like(x) for name, x in ours.items()}
+        uniform.append(relation_loss(zeros, theirs, mask, MINILM_V1, 4))
+    assert numbers["val/uniform_loss"] == pytest.approx(float(torch.stack(uniform).mean()), rel=1e-5)
+
+
+def test_validation_by_token_is_a_mean_over_tokens() -> None:
+    module = distill(reduction="token")
+    (numbers,) = quiet_trainer().validate(module, datamodule=RandomTexts(count=10, batch_size=4), verbose=False)
+    (whole,) = RandomTexts(count=10, batch_size=10).val_dataloader()
+    assert numbers["val/loss"] == pytest.approx(float(module.eval().relation_loss(whole).detach()), rel=1e-5)
+
+
+def test_each_relation_is_logged() -> None:
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(distill(relations="minilm_v2", heads=4), datamodule=RandomTexts())
+    found = trainer.callback_metrics
+    assert found["train/loss_epoch"] == pytest.approx(float(sum(found[f"train/{x}{x}"] for x in "qkv")), rel=1e-5)
 
 
 def test_nan_stops_with_the_indices() -> None:
@@ -227,8 +257,23 @@ def test_bad_networks_and_batches_say_so() -> None:
         distill(nn.Linear(1, 1), encoder())
     with pytest.raises(ValueError, match="40 tokens is longer than the 32 positions"):
         distill().relation_loss(batch((40, 3)))
+    with pytest.raises(ValueError, match="input_ids reach 40, but a network has embeddings for 40 tokens"):
+        distill().on_train_batch_start({"input_ids": torch.tensor([[3, 40]])}, 0)
     with pytest.raises(ValueError, match="no 'attention_mask'"):
         distill().relation_loss({"input_ids": torch.zeros(1, 2, dtype=torch.int64)})
+
+
+def test_data_of_another_tokenizer(tmp_path: Path) -> None:
+    path, other = saved(encoder(), tmp_path / "teacher"), tmp_path / "other"
+    student = text_encoder(path, init="random", config={"num_hidden_layers": 2})
+    saved(encoder(), other)
+    words = (other / "vocab.txt").read_text().split()
+    (other / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]))
+    BertTokenizerFast(str(other / "vocab.txt")).save_pretrained(other)
+    data = RandomTexts()
+    data.tokenizer_path = str(other)  # type: ignore[attr-defined]  # as our data modules say it
+    with pytest.raises(ValueError, match="Data and student have different tokenizers"):
+        quiet_trainer(max_epochs=1).fit(distill(student, text_encoder(path)), datamodule=data)
 
 
 @pytest.mark.parametrize(

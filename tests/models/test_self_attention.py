@@ -9,9 +9,9 @@ import pytest
 import torch
 from minilm_toy import ARCHITECTURES, batch, encoder, hooked
 from torch.utils.checkpoint import checkpoint
-from transformers import GPT2Config, GPT2Model
+from transformers import BertForMaskedLM, GPT2Config, GPT2Model
 
-from lit_kd.models.self_attention import ATTENTION_PATHS, SelfAttentionVectors, truncate_layers
+from lit_kd.models.self_attention import ATTENTION_PATHS, SelfAttentionVectors, truncated
 from lit_kd.models.text import known_inputs
 
 
@@ -20,8 +20,7 @@ from lit_kd.models.text import known_inputs
 def test_vectors_are_those_of_the_whole_network(kind: str, layer: int) -> None:
     network = encoder(kind).eval()
     expected = hooked(network, layer, batch())
-    truncate_layers(network, layer)
-    vectors = SelfAttentionVectors(network)(**known_inputs(network, batch()))
+    vectors = SelfAttentionVectors(truncated(network, layer))(**known_inputs(network, batch()))
     assert list(vectors) == ["q", "k", "v"]
     for vector, other in zip(vectors.values(), expected, strict=True):
         torch.testing.assert_close(vector, other, rtol=0, atol=1e-6)
@@ -35,6 +34,34 @@ def test_outside_of_the_block_the_network_is_whole(kind: str) -> None:
     SelfAttentionVectors(network)(**inputs)
     assert torch.equal(network(**inputs).last_hidden_state, before)
     assert torch.equal(copy.deepcopy(network)(**inputs).last_hidden_state, before)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_a_truncated_network_leaves_the_whole_one_alone(kind: str) -> None:
+    network = encoder(kind).eval()
+    inputs = known_inputs(network, batch())
+    before, keys = network(**inputs).last_hidden_state, list(network.state_dict())
+    part = truncated(network, 2)
+    assert torch.equal(part(**inputs).last_hidden_state, truncated(part, 2)(**inputs).last_hidden_state)
+    assert torch.equal(network(**inputs).last_hidden_state, before) and list(network.state_dict()) == keys
+    assert (network.config.num_hidden_layers, part.config.num_hidden_layers) == (3, 2)
+
+
+def test_upper_layers_are_freed_with_the_network() -> None:
+    network = encoder()
+    upper, lower = weakref.ref(network.encoder.layer[2]), weakref.ref(network.encoder.layer[1])
+    part = truncated(network, 2)
+    del network
+    gc.collect()
+    assert upper() is None and part.get_submodule("encoder.layer.1") is lower()
+
+
+def test_a_head_is_not_run() -> None:
+    network = BertForMaskedLM(encoder().config).eval()
+    network.cls.register_forward_hook(lambda *args: pytest.fail("it was"))
+    inputs = known_inputs(network, batch())
+    for part in (network, truncated(network, 3)):
+        assert torch.equal(SelfAttentionVectors(part)(**inputs)["v"], hooked(network.bert, 3, inputs)[2])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if ATTENTION_PATHS[kind].plain])
@@ -97,6 +124,6 @@ def test_unknown_architectures_and_layers_say_so() -> None:
         SelfAttentionVectors(GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10)))
     for layer in (0, 4):
         with pytest.raises(ValueError, match=f"layer={layer} does not exist: BertModel has layers 1 to 3"):
-            truncate_layers(encoder(), layer)
+            truncated(encoder(), layer)
     with pytest.raises(ValueError, match="more than one group"):
         SelfAttentionVectors(encoder("albert", num_hidden_groups=3))

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from lit_kd.models import save_exported, text_encoder
-from lit_kd.models.text import check_tokenizers, known_inputs, longest_sequence
+from lit_kd.models.text import check_tokenizers, find_tokenizer, known_inputs, longest_sequence
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,8 @@ def test_networks_get_what_they_know() -> None:
     inputs = {**batch(), "token_type_ids": torch.zeros(2, 7, dtype=torch.int64), "labels": torch.zeros(2)}
     assert known_inputs(encoder(), inputs).keys() == {"input_ids", "attention_mask", "token_type_ids"}
     assert known_inputs(encoder("distilbert"), inputs).keys() == {"input_ids", "attention_mask"}
+    roberta = encoder("roberta", type_vocab_size=1)
+    roberta(**known_inputs(roberta, {**inputs, "token_type_ids": torch.ones(2, 7, dtype=torch.int64)}))
 
 
 @pytest.mark.parametrize(
@@ -86,16 +88,43 @@ def test_longest_sequence(kind: str, longest: int | None) -> None:
 def test_tokenizers_are_compared_by_what_ids_mean(tmp_path: Path) -> None:
     first = text_encoder(saved(encoder(), tmp_path / "a"))
     second = text_encoder(saved(encoder(seed=1), tmp_path / "b"))
-    check_tokenizers(first, second)
+    check_tokenizers(student=first, teacher=second)
     words = (tmp_path / "b/vocab.txt").read_text().split()
     (tmp_path / "b/vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]))
     from transformers import BertTokenizerFast
 
     BertTokenizerFast(str(tmp_path / "b/vocab.txt")).save_pretrained(tmp_path / "b")
     with pytest.raises(ValueError, match="different tokenizers"):
-        check_tokenizers(first, second)
-    with pytest.raises(ValueError, match="40 and 50 tokens"):
-        check_tokenizers(encoder(), encoder(vocab_size=50))
+        check_tokenizers(student=first, teacher=second)
+    with pytest.raises(ValueError, match="Data and student have different tokenizers .40 and 50 tokens"):
+        check_tokenizers(data=encoder(), student=encoder(vocab_size=50))
+    check_tokenizers(data=None, student=first)
+
+
+def test_a_configuration_alone_is_no_tokenizer(tmp_path: Path) -> None:
+    """Transformers 5 makes one of it that knows special tokens only: all text would be unknown."""
+    encoder().save_pretrained(tmp_path / "bare")
+    with pytest.warns(UserWarning, match="bare holds no tokenizer .it would know special tokens only"):
+        assert find_tokenizer(str(tmp_path / "bare")) is None
+    with pytest.warns(UserWarning, match="absent holds no tokenizer"):
+        assert find_tokenizer(str(tmp_path / "absent")) is None
+    with pytest.warns(UserWarning, match="holds no tokenizer"):
+        save_exported(text_encoder(str(tmp_path / "bare")), tmp_path / "to")
+    assert {p.name for p in (tmp_path / "to").iterdir()} == {"config.json", "model.safetensors", "model.json"}
+
+
+def test_weights_are_float32(tmp_path: Path) -> None:
+    path = saved(encoder().half(), tmp_path)
+    for init in ("pretrained", "random", "layers"):
+        network = text_encoder(path, init=init)  # type: ignore[arg-type]
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_fewer_layers_of_modernbert(tmp_path: Path) -> None:
+    path = saved(encoder("modernbert"), tmp_path / "from")
+    network = text_encoder(path, init="random", config={"num_hidden_layers": 2})
+    save_exported(network, tmp_path / "to")
+    assert text_encoder(str(tmp_path / "to")).get_submodule("layers.1") is not None
 
 
 @pytest.mark.parametrize(
