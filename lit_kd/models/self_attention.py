@@ -188,8 +188,8 @@ def truncated(network: Any, layer: int) -> nn.Module:
 
 def _twin(module: Any) -> Any:
     """A module with the same parts whose list of sub-modules is its own."""
-    twin = object.__new__(type(module))
-    twin.__dict__.update(module.__dict__, _modules=dict(module._modules))
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
     return twin
 
 
