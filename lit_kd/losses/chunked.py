@@ -57,7 +57,7 @@ def chunked_loss(
         total = total + value.detach()
         for leaf, gradient in _gradients(value):
             if leaf is part:
-                gradients[states][rows] = gradient
+                gradients[states][rows] += gradient
             elif leaf in gradients:
                 gradients[leaf] += gradient
             else:
