@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 def chunked_loss(
-    loss: Callable[[Tensor, slice], Tensor], states: Tensor, head: Callable[[Tensor], Tensor], chunk: int = 512
+    loss: Callable[[Tensor, slice], Tensor], states: Tensor, head: Callable[[Tensor], Tensor], chunk: int = 256
 ) -> Tensor:
     r"""Sum of ``loss(head(states[rows]), rows)`` over slices of at most ``chunk`` rows.
 
