@@ -40,6 +40,7 @@ _PUBLIC = {
         "FrozenTeacher",
         "PixelModel",
         "Vocabulary",
+        "causal_lm",
         "load_checkpoint",
         "load_exported",
         "save_exported",
