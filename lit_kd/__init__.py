@@ -33,6 +33,13 @@ _PUBLIC = {
         "TextCorpusDataModule",
         "TinyImageNetDataModule",
     ),
+    "lit_kd.language.engines": (
+        "Completion",
+        "Sampling",
+        "ServerEngine",
+        "TransformersEngine",
+        "VLLMEngine",
+    ),
     "lit_kd.models": (
         "BoWHead",
         "EMATeacher",
