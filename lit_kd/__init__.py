@@ -33,6 +33,13 @@ _PUBLIC = {
         "TextCorpusDataModule",
         "TinyImageNetDataModule",
     ),
+    "lit_kd.language.engines": (
+        "Completion",
+        "Sampling",
+        "ServerEngine",
+        "TransformersEngine",
+        "VLLMEngine",
+    ),
     "lit_kd.models": (
         "BoWHead",
         "EMATeacher",
@@ -40,6 +47,7 @@ _PUBLIC = {
         "FrozenTeacher",
         "PixelModel",
         "Vocabulary",
+        "causal_lm",
         "load_checkpoint",
         "load_exported",
         "save_exported",

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -39,3 +40,34 @@ def chat_tokenizer(folder: Path, template: str | None = CHATML, bos: bool = True
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def causal(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:
+    """A network without dropout."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "intermediate_size": 24,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+        "attention_dropout": 0.0,
+    }
+    if kind == "gpt2":
+        changes = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, **changes}
+    if kind in ("gpt2", "opt", "bloom", "gpt_neox"):
+        settings = {name: settings[name] for name in settings if name not in ("head_dim", "num_key_value_heads")}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**settings, **changes})).eval()
+
+
+def saved(folder: Path, network: Any = None, template: str | None = CHATML) -> str:
+    """A network and a tokenizer in a folder."""
+    (network or causal()).save_pretrained(folder)
+    return chat_tokenizer(folder, template)
