@@ -94,14 +94,15 @@ class HintsDataModule(TextDataModule):
         return [ColumnSet(columns, torch.tensor([row["index"] for row, _ in chosen]))]
 
     def choose_answers(self, row: Row) -> tuple[int, int] | None:
-        """Numbers of a right and a wrong answer; None unless there are both."""
+        """Numbers of a right and a wrong answer; None unless there are both. What was cut counts as published only."""
         kind = self.kind
 
         def same(a: str, b: str) -> bool:
             return answers_match(a, b, kind=kind)
 
-        answers = [answer["answer"] for answer in row["answers"]]
-        return select_rollouts(answers, row["gold"], eq if self.match == "exact" else same, self.seed + row["index"])
+        published = self.match == "exact"
+        answers = [one["answer"] if published or one["finish_reason"] == "stop" else None for one in row["answers"]]
+        return select_rollouts(answers, row["gold"], eq if published else same, self.seed + row["index"])
 
     def prompt(self, row: Row, right: int, wrong: int) -> Prompt:
         """The chat with the hints."""

@@ -68,9 +68,9 @@ class AnswerAccuracy(Metric):
     """Right answers of problems, several answers each, over all processes.
 
     ``compute`` gives, in fractions: ``pass@1`` (the mean over all answers, avg@n) with ``pass@1_low`` and
-    ``pass@1_high`` (95 %: Wilson's interval of one answer a problem, else a bootstrap over problems), ``pass@k`` for k =
-    2, 4, ... up to n, ``flexible`` (pass@1 where the answer may stand anywhere), ``unparsable`` and ``finished`` (shares
-    of answers), ``tokens`` (mean length of an answer) and ``problems``.
+    ``pass@1_high`` (95 %: Wilson's interval of one answer a problem, else a bootstrap over problems), ``pass@k`` for
+    k = 2, 4, ... up to n, ``flexible`` (pass@1 where the answer may stand anywhere), ``unparsable`` and ``finished``
+    (shares of answers), ``tokens`` (mean length of an answer) and ``problems``.
 
     Args:
         samples: answers of each problem, n.

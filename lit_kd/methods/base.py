@@ -3,6 +3,7 @@
 import inspect
 import math
 from abc import ABC
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ class Distill(LightningModule, ABC):
     def _save_plain_hyperparameters(self) -> None:
         """``save_hyperparameters`` of the concrete class without modules and callables that were built in Python.
 
-        Those could not be read back with ``weights_only=True``. From the command line the hyper-parameters are class
+        Those could not be read back with ``weights_only=True``; a dataclass is kept as the dict of its fields. From the command line the hyper-parameters are class
         paths and plain values, which rebuild everything, and all are kept.
         """
         frame = inspect.currentframe()
@@ -58,6 +59,9 @@ class Distill(LightningModule, ABC):
             own = inspect.signature(type(self)).parameters  # a link to a parameter that this class lacks is listed, too
             strangers = [name for name in self.hparams if name not in own and not name.startswith("_")]
             self.save_hyperparameters(ignore=strangers, frame=frame.f_back)
+        for name, value in self.hparams.items():
+            if is_dataclass(value) and not isinstance(value, type):
+                self.hparams[name] = asdict(value)
 
     # Optimizers
 

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric
 
 from lit_kd.language.accuracy import AnswerAccuracy
-from lit_kd.language.answers import Kind, grade
+from lit_kd.language.answers import Answer, Kind, grade
 from lit_kd.language.chat import lm_tokenizer
 from lit_kd.language.engines import Completion, Engine, Sampling, TransformersEngine
 from lit_kd.losses import chunked_loss
@@ -23,6 +24,9 @@ from lit_kd.methods.base import Distill
 from lit_kd.methods.encoder_fine_tuning import entry
 from lit_kd.methods.schedules import warmup_linear
 from lit_kd.models.causal import CompletionStates, completion_labels
+from lit_kd.models.text import check_tokenizers
+
+GREEDY = Sampling(temperature=0.0)
 
 TextBatch = dict[str, Any]
 TokenLoss = Callable[[Tensor, slice], Tensor]
@@ -67,7 +71,7 @@ class LanguageModel(Distill):
         self,
         network: nn.Module | None = None,
         engine: Engine | None = None,
-        sampling: Sampling = Sampling(temperature=0.0),
+        sampling: Sampling = GREEDY,
         kind: Kind = "number",
         lr: float = 2e-4,
         warmup: float = 0.0,
@@ -102,7 +106,7 @@ class LanguageModel(Distill):
         """The language model."""
         if self.student is None:
             raise ValueError(f"{type(self).__name__} has no network, only an engine, and cannot train: give network.")
-        return self.student.module
+        return self.student.network
 
     # Loss
 
@@ -189,7 +193,7 @@ class LanguageModel(Distill):
         self.accuracy.update(
             torch.tensor([[one.strict for one in row] for row in graded]),
             torch.tensor([[one.flexible for one in row] for row in graded]),
-            torch.tensor([[one.answer.value is not None for one in row] for row in graded]),
+            torch.tensor([[parsed(one.answer, self.kind) for one in row] for row in graded]),
             torch.tensor([[answer.finish_reason == "stop" for answer in row] for row in answers]),
             torch.tensor([[answer.completion_tokens for answer in row] for row in answers]),
         )
@@ -224,6 +228,11 @@ class LanguageModel(Distill):
             return warmup_linear(step, steps, round(self.warmup * steps))
 
         return LambdaLR(optimizer, factor)
+
+
+def parsed(answer: Answer, kind: Kind) -> bool:
+    """Whether an answer of that kind stands where answers belong."""
+    return answer.source in ("boxed", "hash", "phrase") and (kind == "math" or answer.value is not None)
 
 
 def token_weights(completion_mask: Tensor, reduction: Literal["token", "sequence"]) -> Tensor:

@@ -11,14 +11,16 @@ from torch import nn
 from lit_kd.language.answers import grade
 from lit_kd.language.engines import Completion, Sampling
 from lit_kd.language.records import Records, Row
-from lit_kd.methods.language import LanguageModel, TextBatch
+from lit_kd.methods.language import LanguageModel, TextBatch, parsed
+
+ROLLOUTS = Sampling(temperature=0.8, top_k=50, samples=4)  # as published
 
 
 class Rollouts(LanguageModel):
     """``predict`` writes ``sampling.samples`` answers to each problem into ``folder``.
 
-    A row holds the problem's ``index``, ``question``, ``gold`` and ``prompt``, and of each answer the token ids as they were drawn,
-    text, finish reason and the extracted answer. Every device appends to a file of its own; after a kill the same
+    A row holds the problem's ``index``, ``question``, ``gold`` and ``prompt``, and of each answer the token ids as they
+    were drawn, text, finish reason, the extracted answer and whether it is right. Every device appends to a file of its own; after a kill the same
     command goes on, and the files are those of one run: draws are a function of (seed, problem, sample), and a batch of
     which a part was written is drawn as a whole again. Another model, prompt or setting is refused.
 
@@ -28,7 +30,7 @@ class Rollouts(LanguageModel):
         **settings: see :class:`LanguageModel`.
     """
 
-    def __init__(self, folder: str, sampling: Sampling = Sampling(), **settings: Any) -> None:
+    def __init__(self, folder: str, sampling: Sampling = ROLLOUTS, **settings: Any) -> None:
         super().__init__(sampling=sampling, **settings)
         self.folder = folder
 
@@ -73,8 +75,12 @@ def problems(batch: TextBatch) -> list[Row]:
 
 def answer_row(answer: Completion, gold: str, kind: Any) -> Row:
     """An answer as it is written."""
-    graded = grade(answer.text, gold, kind)
-    return {**asdict(answer), "answer": graded.answer.text, "source": graded.answer.source, "right": graded.strict}
+    found = grade(answer.text, gold, kind)
+    return {
+        **asdict(answer),
+        "answer": found.answer.text if parsed(found.answer, kind) else None,
+        "right": found.strict,
+    }
 
 
 def weights_fingerprint(network: nn.Module, adapter: bool = True) -> str:

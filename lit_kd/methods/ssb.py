@@ -38,6 +38,7 @@ from lit_kd.models.causal import CompletionStates
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.teacher import FrozenTeacher
 
+REFINEMENT = Sampling(temperature=0.4, top_k=50)  # as published
 TeacherRows = Callable[[slice], Tensor]  # the teacher's logits of some completion tokens
 
 
@@ -53,6 +54,7 @@ class Refinement(Rollouts):
         folder: see :class:`Rollouts`.
         sampling: one answer each; the published temperature is 0.4, top_k 50.
         attempts: the published code has one.
+        official: accept as published, by the text of the last box alone.
         **settings: see :class:`lit_kd.methods.LanguageModel`.
 
     Raises:
@@ -60,16 +62,16 @@ class Refinement(Rollouts):
     """
 
     def __init__(
-        self, folder: str, sampling: Sampling = Sampling(temperature=0.4, top_k=50), attempts: int = 4, **settings: Any
+        self, folder: str, sampling: Sampling = REFINEMENT, attempts: int = 4, official: bool = False, **settings: Any
     ) -> None:
         super().__init__(folder, sampling, **settings)
         if self.sampling.samples != 1 or attempts < 1:
             raise ValueError(f"samples={self.sampling.samples} must be 1 and attempts={attempts} at least 1.")
-        self.attempts = attempts
+        self.attempts, self.official = attempts, official
 
     def manifest(self) -> dict[str, Any]:
         """What decides on the rows."""
-        return {**super().manifest(), "attempts": self.attempts}
+        return {**super().manifest(), "attempts": self.attempts, "official": self.official}
 
     def rows(self, batch: TextBatch) -> list[Row]:
         """A row for each problem."""
@@ -79,7 +81,7 @@ class Refinement(Rollouts):
             sampling = replace(self.sampling, seed=self.sampling.seed + attempt)
             answers = self.engine.generate([row["prompt"] for row in left], sampling, [row["index"] for row in left])
             for row, (answer,) in zip(left, answers, strict=True):
-                reason = acceptable(answer.text, answer.finish_reason, row["gold"], self.kind)
+                reason = acceptable(answer.text, answer.finish_reason, row["gold"], self.kind, official=self.official)
                 row |= {"ids": answer.ids, "text": answer.text, "reason": reason, "attempts": attempt + 1}
             left = [row for row in left if row["reason"] is not None]
             if not left:

@@ -168,12 +168,7 @@ class CompletionStates(nn.Module):
             input_ids: int64 (B, T).
             attention_mask: 1 for tokens, 0 for padding on either side, (B, T).
             completion_mask: True for tokens of the completion, bool (B, T).
-
-        Raises:
-            ValueError: the batch has no token of a completion, of which a loss would be 0 / 0.
         """
-        if not completion_mask[:, 1:].any():
-            raise ValueError("The batch has no token of a completion behind a prompt: drop such rows from the data.")
         decoder, output = decoder_and_head(self.network)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if "position_ids" in inspect.signature(decoder.forward).parameters:
@@ -207,4 +202,4 @@ class _Head(nn.Module):
             logits = network(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=states.device)).logits
         finally:
             del decoder.forward
-        return logits.float().reshape(*states.shape[:-1], -1)
+        return logits.float().view(*states.shape[:-1], logits.shape[-1])
