@@ -19,7 +19,7 @@ from lit_kd.language.equivalence import compare_formulas, require_math_verify
 Kind = Literal["number", "math", "integer"]
 Mode = Literal["strict", "flexible"]
 Source = Literal["boxed", "broken-box", "hash", "phrase", "last", "none"]
-Stage = Literal["nothing", "number", "text", "math-verify", "undecided", "unreadable gold"]
+Stage = Literal["nothing", "number", "text", "math-verify", "undecided", "unreadable gold"]  # the last: an error
 
 LONGEST_NUMBER = 200  # characters; a longer text is no plain number
 
@@ -133,7 +133,7 @@ def extract_answer(text: str, mode: Mode = "strict") -> Answer:
     if mode not in ("strict", "flexible"):
         raise ValueError(f"mode={mode!r} must be 'strict' or 'flexible'.")
     text = text.rpartition("</think>")[2]
-    boxes = list(_boxes(text, r"\\f?box(?:ed)?\s*\{", bare=True))
+    boxes = list(_boxes(text, rf"{_BOX}\{{", bare=True))
     if full := [box for box in boxes if box[1] and box[1].strip()]:
         return _answer(max(full)[1], "boxed")
     if any(content is None for _, content in boxes):
@@ -163,11 +163,19 @@ def gsm8k_gold(text: str) -> str:
 
 # Where answers stand
 
+_BOX = r"\\(?:boxed|fbox)\s*"
+_BARE_BOX = rf"{_BOX}(?P<bare>[-−]?\d[\d.,]*)|"
+_ANSWER_IS = re.compile(r"(?i)\banswers?\b[^.\n:=\d]{0,40}?(?:\b(?:is|are)\b|[:=])[\s*_:]{0,8}(?=[^\s*_:])")
+_SENTENCE_END = re.compile(r"(?<!\\)[.;!?](?=[\s*\"'”)]|$)")
+_NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)}\]])[-−])?(?:\\?\$)?(?:\d[\d,.]*(?:/\d[\d,.]*)?|\.\d+)")
+
 
 def _boxes(text: str, opening: str, bare: bool = False) -> Iterator[tuple[int, str | None]]:
     """Start and content of each box, None for one that is not closed, in no order. One pass with a stack of braces."""
     # Escaped braces are no braces, and in `\\{` the brace is not escaped.
-    tokens = rf"(?P<box>{opening})|{_BARE_BOX if bare else ''}(?P<open>\{{)|(?P<close>\}})|\\(?:[{{}}]|\\(?!f?box))"
+    tokens = (
+        rf"(?P<box>{opening})|{_BARE_BOX if bare else ''}(?P<open>\{{)|(?P<close>\}})|\\(?:[{{}}]|\\(?!boxed|fbox))"
+    )
     opened: list[int | None] = []
     for token in re.finditer(tokens, text):
         if token.lastgroup == "bare":
@@ -177,12 +185,6 @@ def _boxes(text: str, opening: str, bare: bool = False) -> Iterator[tuple[int, s
         elif token["close"] and opened and (start := opened.pop()) is not None:
             yield start, text[start : token.start()]
     yield from ((start, None) for start in opened if start is not None)
-
-
-_BARE_BOX = r"\\f?box(?:ed)?\s*(?P<bare>[-−]?\d[\d.,]*)|"
-_ANSWER_IS = re.compile(r"(?i)\banswers?\b[^.\n:=\d]{0,40}?(?:\b(?:is|are)\b|[:=])[\s*_:]{0,8}(?=[^\s*_:])")
-_SENTENCE_END = re.compile(r"(?<!\\)[.;!?](?=[\s*]|$)")
-_NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)}\]])[-−])?(?:\\?\$)?(?:\d[\d,.]*(?:/\d[\d,.]*)?|\.\d+)")
 
 
 def _after_hashes(text: str) -> str | None:
@@ -217,7 +219,7 @@ _DECIMAL = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 # units count. Others change the value (2 million) or are no units (2 and).
 _VALUE_WORD = r"(?:and|hundreds?|thousands?|[mbtr]+illions?|dozens?|hal(?:f|ves)|score|sin|cos|tan|log|exp|sqrt|mod)\b"
 _GLUED = r"(?:[A-Za-z]{4,}|[ckm]m|k?g|m[gLl]|ft|lb)"
-_WORD = r"(?:[A-Za-z]{3,}|[ckm]?m|[km]?g|[mk]?[lL]|ft|in|yd|mi|oz|lb|hr?|s|am|pm|of|a)"
+_WORD = r"(?:[A-Za-z]{3,}|[ckm]?m|[km]?g|[mk]?[lL]|ft|in|yd|mi|oz|lb|hr?|s|am|pm|of)"
 _POWER = r"(?![A-Za-z])(?:\s*\^\s*\{?[23]\}?|[²³])?"
 
 Step = tuple[str, str | Callable[[re.Match[str]], str]]

@@ -89,6 +89,8 @@ def _start() -> subprocess.Popen[str]:
 
 def serve() -> None:
     """The helper's loop: a pair a line in, a verdict a line out, until the input ends."""
+    import math_verify  # noqa: F401  # before the watchdog is set: on a busy machine it takes seconds
+
     answers, sys.stdout = sys.stdout, sys.stderr  # what else is printed must not be taken for an answer
     for line in sys.stdin:
         prediction, gold, seconds = json.loads(line)
