@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from chat_toy import causal, saved
+from chat_toy import VOCABULARY, causal, saved
 from lightning.pytorch import LightningModule
 from peft import PeftModel
 from torch import Tensor, nn
