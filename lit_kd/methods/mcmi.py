@@ -245,7 +245,7 @@ class MCMIDistill(Classifier):
         """Tell an objective with a memory of the training set what that set is."""
         if stage == "fit" and self.objective.needs_samples:
             data: Any = getattr(self.trainer, "datamodule", None)
-            if not hasattr(data, "train_samples"):
+            if not callable(getattr(data, "train_samples", None)):
                 raise ValueError(
                     f"{type(self.objective).__name__} remembers every training sample: it needs a data module with "
                     "train_samples() -> (index, label), and batches that are dicts with an 'index'."
