@@ -8,6 +8,7 @@ from lit_kd.datamodules.glue import GLUEDataModule
 from lit_kd.datamodules.image_folder import ImageFolderDataModule
 from lit_kd.datamodules.problems import AIME24DataModule, GSM8KDataModule, MATH500DataModule, ProblemDataModule
 from lit_kd.datamodules.squad import SQuADDataModule
+from lit_kd.datamodules.ssb import HintsDataModule, RightAnswersDataModule, SSBDataModule
 from lit_kd.datamodules.text import TextDataModule
 from lit_kd.datamodules.text_corpus import TextCorpusDataModule
 from lit_kd.datamodules.tiny_imagenet import TinyImageNetDataModule
@@ -21,12 +22,15 @@ __all__ = [
     "DigitsDataModule",
     "GLUEDataModule",
     "GSM8KDataModule",
+    "HintsDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
     "MATH500DataModule",
     "MultiCropViews",
     "ProblemDataModule",
+    "RightAnswersDataModule",
     "SQuADDataModule",
+    "SSBDataModule",
     "TextCorpusDataModule",
     "TextDataModule",
     "TinyImageNetDataModule",

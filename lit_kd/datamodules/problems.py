@@ -44,18 +44,44 @@ class ChatSet(TextSet):
         return {**padded, "index": key["index"]}
 
 
-class QuestionSet(TextSet):
-    """Questions and the answers to them, as text."""
+class ColumnSet(TextSet):
+    """Rows of plain values, such as prompts to complete."""
 
-    def __init__(self, problems: Sequence[Problem], index: Tensor) -> None:
-        """Keep the problems, and which of them are used."""
-        super().__init__(torch.tensor([len(problem.question) for problem in problems]), index)
-        self.problems = problems
+    def __init__(self, columns: Mapping[str, Sequence[Any]], numbers: Tensor) -> None:
+        """Keep the columns, and the number of each row, int64 (N,), which its batches have as `index`."""
+        super().__init__(torch.zeros_like(numbers))
+        self.columns, self.numbers = columns, numbers
 
     def __getitem__(self, key: Batch) -> dict[str, Any]:
-        """Return `question` and `gold`, lists of text, and `index`."""
-        found = [self.problems[position] for position in key["index"].tolist()]
-        return {"question": [one.question for one in found], "gold": [one.gold for one in found], **key}
+        """Return a list for each column, and `index`."""
+        positions = key["index"].tolist()
+        rows = {name: [values[position] for position in positions] for name, values in self.columns.items()}
+        return {**rows, "index": self.numbers[key["index"]]}
+
+
+def chat_set(examples: Sequence[Example | None], pad: int, max_length: int, multiple: int = 1) -> ChatSet:
+    """Rows that fit; the others, and those that are None, are left out with a warning.
+
+    Raises:
+        ValueError: none is left.
+    """
+    fits = [one is not None and bool(one.completion) and _length(one) <= max_length for one in examples]
+    why = (
+        f"{fits.count(False)} of {len(fits)} training rows have no solution or over max_length={max_length} tokens"
+    )
+    if not any(fits):
+        raise ValueError(f"{why}: none is left to train on, raise max_length or give problems with solutions.")
+    if not all(fits):
+        rank_zero_warn(f"{why}: they are left out.")
+    rows = [
+        one.prompt + one.completion if one is not None and fit else [] for one, fit in zip(examples, fits, strict=True)
+    ]
+    prompts = torch.tensor([0 if one is None else len(one.prompt) for one in examples])
+    return ChatSet(flat_rows(rows), prompts, pad, multiple, torch.tensor(fits).nonzero()[:, 0])
+
+
+def _length(example: Example) -> int:
+    return len(example.prompt) + len(example.completion)
 
 
 class ProblemDataModule(TextDataModule):
@@ -66,15 +92,15 @@ class ProblemDataModule(TextDataModule):
     solution or longer than `max_length` are left out, with a warning that counts them: a question is never cut.
     Validation is what `val_fraction` holds out of the training problems, or nothing.
 
-    Test and prediction batches are for generation: `question` and `gold`, lists of text, and `index` int64 (B,), in the
-    order of the files; each problem comes once over all ranks. Both have the test problems, or prediction those that
-    are trained on.
+    Test and prediction batches are for generation: lists `question`, `gold` and `prompt` (the chat that asks), and
+    `index` int64 (B,), in the order of the files; each problem comes once over all ranks. Both have the test problems,
+    or prediction those that are trained on.
 
     Subclasses set `kind` and implement `problems`.
 
     Attributes:
         kind: How answers are compared: as a "number", in "math" notation, or as an "integer" from 0 to 999.
-        system_prompt: The system message of every chat, for those who build prompts of the questions.
+        system_prompt: The system message of every chat.
     """
 
     kind: Kind
@@ -133,31 +159,26 @@ class ProblemDataModule(TextDataModule):
         problems = self.problems(part)
         every = torch.zeros(len(problems), dtype=torch.int64)
         index = self.choose(every)[0] if part == "train" else torch.arange(len(problems))
-        return [QuestionSet(problems, index[: self.limit])]
+        index = index[: self.limit]
+        chosen = [problems[i] for i in index.tolist()]
+        columns = {
+            "question": [problem.question for problem in chosen],
+            "gold": [problem.gold for problem in chosen],
+            "prompt": [question_prompt(problem.question, self.system_prompt) for problem in chosen],
+        }
+        return [ColumnSet(columns, index)]
 
     def _chats(self, problems: Sequence[Problem]) -> ChatSet:
         tokenizer = self.tokenizer()
-        rows, prompts, used = [], [], []
-        for number, problem in enumerate(problems):
-            prompt, completion = self.chat(number, problem)
-            ids = encode_prompt(tokenizer, prompt)
-            row = [] if completion is None else ids + encode_completion(tokenizer, completion)
-            fits = 0 < len(row) <= self.max_length
-            rows.append(row if fits else [])
-            prompts.append(len(ids))
-            used += [number] * fits
-        left_out = len(rows) - len(used)
-        why = f"{left_out} of {len(rows)} training rows have no solution or over max_length={self.max_length} tokens"
-        if not used:
-            raise ValueError(f"{why}: none is left to train on, raise max_length or give problems with solutions.")
-        if left_out:
-            rank_zero_warn(f"{why}: they are left out.")
-        multiple = self.pad_to_multiple_of or 1
-        return ChatSet(flat_rows(rows), torch.tensor(prompts), tokenizer.pad_token_id, multiple, torch.tensor(used))
 
-    def val_dataloader(self) -> list[ResumableLoader]:
-        """The held-out chats, or no loader."""
-        return super().val_dataloader() if self.val_fraction else []
+        def example(number: int, problem: Problem) -> Example | None:
+            prompt, completion = self.chat(number, problem)
+            if completion is None:
+                return None
+            return Example(encode_prompt(tokenizer, prompt), encode_completion(tokenizer, completion))
+
+        examples = [example(number, problem) for number, problem in enumerate(problems)]
+        return chat_set(examples, tokenizer.pad_token_id, self.max_length, self.pad_to_multiple_of or 1)
 
     def test_dataloader(self) -> list[ResumableLoader]:
         """Each question once, on one device in the order of the files."""

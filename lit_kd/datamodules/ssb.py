@@ -215,10 +215,6 @@ class SSBDataModule(TextDataModule):
             )
         self.teacher_temperature = manifest["temperature"]
 
-    def val_dataloader(self) -> Any:
-        """The held-out rows, or no loader."""
-        return super().val_dataloader() if self.val_fraction else []
-
 
 class PairSet(TextSet):
     """The same completions behind the prompts of student and teacher."""
@@ -286,7 +282,3 @@ class RightAnswersDataModule(TextDataModule):
         if not right:
             raise ValueError(f"None of the answers to the {len(rows)} problems in {self.rollouts} is right.")
         return [chat_set(right, tokenizer.pad_token_id, self.max_length)]
-
-    def val_dataloader(self) -> Any:
-        """The held-out rows, or no loader."""
-        return super().val_dataloader() if self.val_fraction else []

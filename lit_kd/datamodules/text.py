@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -197,6 +197,12 @@ class TextDataModule(LightningDataModule, ABC):
             else:
                 self.sets[source] = self.load(source)
 
+    def describe(self) -> dict[str, Any]:
+        """What decides on the texts, as plain values: for the manifests of long stages."""
+        free = ("batch_size", "eval_batch_size", "num_workers", "pad_to_multiple_of", "limit")
+        chosen = {name: value for name, value in self.hparams.items() if name not in free and name[0] != "_"}
+        return {"class": type(self).__name__, **chosen}
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded anew.
 
@@ -224,7 +230,9 @@ class TextDataModule(LightningDataModule, ABC):
         return loader
 
     def val_dataloader(self) -> list[ResumableLoader]:
-        """The held-out texts, or those of the test."""
+        """The held-out texts, or those of the test, or no loader."""
+        if self.source("val") == "val" and not self.val_fraction:
+            return []
         return [self._eval_loader(texts) for texts in self._sets("val")]
 
     def test_dataloader(self) -> list[ResumableLoader]:

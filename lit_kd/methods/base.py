@@ -42,8 +42,8 @@ class Distill(LightningModule, ABC):
     def _save_plain_hyperparameters(self) -> None:
         """``save_hyperparameters`` of the concrete class without modules and callables that were built in Python.
 
-        Those could not be read back with ``weights_only=True``; a dataclass is kept as the dict of its fields. From the command line the hyper-parameters are class
-        paths and plain values, which rebuild everything, and all are kept.
+        Those could not be read back with ``weights_only=True``; a dataclass is kept as the dict of its fields. From the
+        command line the hyper-parameters are class paths and plain values, which rebuild everything, and all are kept.
         """
         frame = inspect.currentframe()
         assert frame is not None

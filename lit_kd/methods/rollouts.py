@@ -20,9 +20,10 @@ class Rollouts(LanguageModel):
     """``predict`` writes ``sampling.samples`` answers to each problem into ``folder``.
 
     A row holds the problem's ``index``, ``question``, ``gold`` and ``prompt``, and of each answer the token ids as they
-    were drawn, text, finish reason, the extracted answer and whether it is right. Every device appends to a file of its own; after a kill the same
-    command goes on, and the files are those of one run: draws are a function of (seed, problem, sample), and a batch of
-    which a part was written is drawn as a whole again. Another model, prompt or setting is refused.
+    were drawn, text, finish reason, the extracted answer and whether it is right. Every device appends to a file of its
+    own; after a kill the same command goes on, and the files are those of one run: draws are a function of (seed,
+    problem, sample), and a batch of which a part was written is drawn as a whole again. Another model, prompt or
+    setting is refused.
 
     Args:
         folder: for ``manifest.json`` and ``rows-<rank>.jsonl``, see :mod:`lit_kd.language.records`.
@@ -94,6 +95,6 @@ def weights_fingerprint(network: nn.Module, adapter: bool = True) -> str:
             continue
         name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         values = tensor.detach().flatten()
-        values = values[:: max(1, len(values) // 64)].bfloat16().double().cpu().numpy()
-        digest.update(repr((name, tuple(tensor.shape))).encode() + values.tobytes())
+        sample = values[:: max(1, len(values) // 64)].bfloat16().tolist()
+        digest.update(repr((name, tuple(tensor.shape), sample)).encode())
     return digest.hexdigest()[:16]

@@ -96,7 +96,7 @@ def test_questions_to_answer(path: str, tmp_path: Path) -> None:
     for (loader,) in (data.test_dataloader(), data.predict_dataloader()):
         batches = list(loader)
         assert [batch["index"].tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
-        assert batches[1].keys() == {"index", "question", "gold"} and batches[1]["index"].dtype == torch.int64
+        assert batches[1].keys() == {"index", "question", "gold", "prompt"} and batches[1]["index"].dtype == torch.int64
         assert (batches[1]["question"], batches[1]["gold"]) == (["test 2?", "test 3?"], ["2", "3"])
 
 

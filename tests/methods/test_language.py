@@ -7,8 +7,8 @@ import pytest
 import torch
 from chat_toy import causal, saved
 from lightning.pytorch import LightningDataModule
-from toy import quiet_trainer
 from torch.utils.data import DataLoader
+from toy import quiet_trainer
 
 from lit_kd.language.chat import Example, collate
 from lit_kd.language.engines import Completion, Sampling
