@@ -60,9 +60,7 @@ def chunked_loss(
                 gradients[states][rows] += gradient
                 continue
             if leaf not in gradients:
-                gradients[leaf] = torch.zeros_like(
-                    leaf
-                )  # not the gradient itself: autograd gives two leaves one tensor
+                gradients[leaf] = torch.zeros_like(leaf)  # of its own: autograd may give two leaves one tensor
             gradients[leaf] += gradient
     return _Known.apply(total, tuple(gradients.values()), *gradients)
 
