@@ -77,11 +77,10 @@ def peak(args: argparse.Namespace, name: str, results: Any) -> None:
     """Mebibytes that value and gradient need."""
     torch.set_num_threads(args.threads)
     run = variants(args)[name]
-    states, head, teacher_states, teacher_head = inputs(args)
-    run(states[:2], head, teacher_states[:2], teacher_head).backward()  # what is loaded once
-    states.grad = head.weight.grad = None
+    run(*inputs(argparse.Namespace(**vars(args) | {"vocabulary": 100}))).backward()  # what is loaded once
+    given = inputs(args)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(states, head, teacher_states, teacher_head).backward()
+    run(*given).backward()
     results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 

@@ -58,10 +58,10 @@ def chunked_loss(
         for leaf, gradient in _gradients(value):
             if leaf is part:
                 gradients[states][rows] += gradient
-            elif leaf in gradients:
-                gradients[leaf] += gradient
-            else:
-                gradients[leaf] = gradient
+                continue
+            if leaf not in gradients:
+                gradients[leaf] = torch.zeros_like(leaf)  # of its own: autograd may give two leaves one tensor
+            gradients[leaf] += gradient
     return _Known.apply(total, tuple(gradients.values()), *gradients)
 
 

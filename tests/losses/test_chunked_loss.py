@@ -78,13 +78,15 @@ def test_one_network_is_teacher_and_student(states: tuple[Tensor, Tensor]) -> No
 
 def test_the_loss_may_have_parameters_and_use_the_states(states: tuple[Tensor, Tensor]) -> None:
     (student, _), head, scale = states, nn.Linear(H, V), nn.Parameter(torch.tensor(2.0))
+    shifts = [nn.Parameter(torch.ones(V)) for _ in range(2)]  # autograd gives both one gradient
 
     def loss(logits: Tensor, rows: slice) -> Tensor:
-        return (scale * logits).square().sum() + student[rows].sum()
+        return (scale * logits + (shifts[0] + shifts[1])).square().sum() + student[rows].sum()
 
     values = loss(head(student), slice(0, N)), chunked_loss(loss, student, head, 4)
     torch.testing.assert_close(*values)
-    torch.testing.assert_close(*(torch.autograd.grad(value, [student, scale, head.bias]) for value in values))
+    leaves = [student, scale, *shifts, head.bias]
+    torch.testing.assert_close(*(torch.autograd.grad(value, leaves) for value in values))
 
 
 @pytest.mark.parametrize("chunk", [3, 512])
