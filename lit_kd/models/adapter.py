@@ -42,7 +42,7 @@ def with_adapter(network: nn.Module, lora: dict[str, Any]) -> Any:
 
 
 def _leave_out_frozen(network: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    if network.saves_trained_only:
+    if "saves_trained_only" in vars(network):
         kept = {prefix + name for name in _trained(network)}
         for key in [key for key in state if key.startswith(prefix) and key not in kept]:
             del state[key]
@@ -61,13 +61,13 @@ def _trained(network: nn.Module) -> set[str]:
 
 @contextmanager
 def whole_state(network: Any) -> Iterator[None]:
-    """The ``state_dict`` holds what is frozen, too, inside the block."""
-    before = getattr(network, "saves_trained_only", False)
-    network.saves_trained_only = False
+    """Inside the block the ``state_dict`` holds what is frozen, too; of a network without adapter it does anyhow."""
+    before = vars(network).pop("saves_trained_only", None)
     try:
         yield
     finally:
-        network.saves_trained_only = before
+        if before is not None:
+            network.saves_trained_only = before
 
 
 def merged(network: Any, state: Mapping[str, Tensor]) -> Any:

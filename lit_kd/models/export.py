@@ -37,7 +37,7 @@ def save_exported(network: nn.Module, folder: str | Path, details: dict[str, Any
 
 @rank_zero_only
 def _write(network: nn.Module, state: dict[str, Any], folder: Path, details: dict[str, Any]) -> None:
-    if hasattr(network, "peft_config"):
+    if hasattr(network, "get_base_model"):  # a PeftModel
         network.save_pretrained(folder / "adapter", state_dict=state)  # type: ignore[operator]
         network = merged(network, state)
         state = network.state_dict()
