@@ -125,6 +125,16 @@ class ProblemDataModule(TextDataModule):
         """Only held-out problems validate."""
         return split
 
+    def load_train(self) -> tuple[TextSet, TextSet]:
+        """Chats to train on, and those held out."""
+        train, val = super().load_train()
+        if not len(train.index):
+            raise ValueError(
+                f"None of the training rows has a solution and at most max_length={self.max_length} tokens: raise it, "
+                "or give problems with solutions."
+            )
+        return train, val
+
     def load(self, split: Split) -> list[TextSet]:
         """Tokenise the chats of "train", or read the questions of "test" and "predict"."""
         if split == "train":
@@ -146,14 +156,15 @@ class ProblemDataModule(TextDataModule):
             rows.append(row if fits else [])
             prompts.append(len(ids))
             used += [number] * fits
-        left_out = len(rows) - len(used)
-        why = f"{left_out} of {len(rows)} training rows have no solution or over max_length={self.max_length} tokens"
-        if not used:
-            raise ValueError(f"{why}: none is left to train on, raise max_length or give problems with solutions.")
-        if left_out:
-            rank_zero_warn(f"{why}: they are left out.")
-        multiple = self.pad_to_multiple_of or 1
-        return ChatSet(flat_rows(rows), torch.tensor(prompts), tokenizer.pad_token_id, multiple, torch.tensor(used))
+        if left_out := len(rows) - len(used):
+            rank_zero_warn(
+                f"{left_out} of {len(rows)} training rows have no solution or over max_length={self.max_length} tokens "
+                "and are left out."
+            )
+        index = torch.tensor(used, dtype=torch.int64)
+        return ChatSet(
+            flat_rows(rows), torch.tensor(prompts), tokenizer.pad_token_id, self.pad_to_multiple_of or 1, index
+        )
 
     def val_dataloader(self) -> list[ResumableLoader]:
         """The held-out chats, or no loader."""
