@@ -14,11 +14,12 @@ from lit_kd.language.problems import Problem
 
 
 class ArithmeticDataModule(ProblemDataModule):
-    """Word problems in GSM8K's form, made from the seed; see `lit_kd.language.arithmetic`.
+    """Word problems in GSM8K's form, made from `seed`; see `lit_kd.language.arithmetic`.
 
-    Training and test have no problem in common, whatever the seeds. A share of the training rows may be hint chats: the
-    prompt shows the right solution and one with a slip, the completion is the right one. So a network that is trained
-    on nothing else can play the teacher of SSB. `lit_kd.language.arithmetic.train_tokenizer` makes a tokenizer.
+    Another seed gives other problems, those of the test too; training and test never have one in common. A share of the
+    training rows may be hint chats: the prompt shows the right solution and one with a slip, the completion is the
+    right one. So a network that is trained on nothing else can play the teacher of SSB.
+    `lit_kd.language.arithmetic.train_tokenizer` makes a tokenizer.
     """
 
     kind = "number"

@@ -60,24 +60,17 @@ class ColumnSet(TextSet):
 
 
 def chat_set(examples: Sequence[Example | None], pad: int, max_length: int, multiple: int = 1) -> ChatSet:
-    """Rows that fit; the others, and those that are None, are left out with a warning.
-
-    Raises:
-        ValueError: none is left.
-    """
+    """Rows that fit; longer ones, those without a completion and those that are None are left out with a warning."""
     fits = [one is not None and bool(one.completion) and _length(one) <= max_length for one in examples]
-    why = (
-        f"{fits.count(False)} of {len(fits)} training rows have no solution or over max_length={max_length} tokens"
-    )
-    if not any(fits):
-        raise ValueError(f"{why}: none is left to train on, raise max_length or give problems with solutions.")
     if not all(fits):
-        rank_zero_warn(f"{why}: they are left out.")
-    rows = [
-        one.prompt + one.completion if one is not None and fit else [] for one, fit in zip(examples, fits, strict=True)
-    ]
-    prompts = torch.tensor([0 if one is None else len(one.prompt) for one in examples])
-    return ChatSet(flat_rows(rows), prompts, pad, multiple, torch.tensor(fits).nonzero()[:, 0])
+        rank_zero_warn(
+            f"{fits.count(False)} of {len(fits)} training rows have no solution or over max_length={max_length} tokens "
+            "and are left out."
+        )
+    used = [one if one is not None and fit else Example([], []) for one, fit in zip(examples, fits, strict=True)]
+    rows = flat_rows([one.prompt + one.completion for one in used])
+    prompts = torch.tensor([len(one.prompt) for one in used])
+    return ChatSet(rows, prompts, pad, multiple, torch.tensor(fits).nonzero()[:, 0])
 
 
 def _length(example: Example) -> int:

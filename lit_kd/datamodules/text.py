@@ -175,8 +175,13 @@ class TextDataModule(LightningDataModule, ABC):
     def load_train(self) -> tuple[TextSet, TextSet]:
         """The training texts, and those of them that are held out for validation."""
         (whole,) = self.load("train")
-        train, val = self.choose(whole.classes())
-        return whole.only(train), whole.only(val)
+        train, val = map(whole.only, self.choose(whole.classes()))
+        if not len(train.index):
+            raise ValueError(
+                f"None of the training rows has a solution and at most max_length={self.max_length} tokens: raise it, "
+                "or give problems with solutions."
+            )
+        return train, val
 
     def choose(self, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Positions of the training and of the validation texts, with like shares of all classes (N,)."""

@@ -167,12 +167,14 @@ class Arithmetic:
 
 
 def make_arithmetic(seed: int, split: Literal["train", "test"], index: int, levels: Sequence[int]) -> Arithmetic:
-    """Problem number `index` of a split, of one of the levels.
+    r"""Problem number `index` of a split, of one of the levels.
 
     Example:
-        >>> made = make_arithmetic(seed=0, split="test", index=3, levels=[2])
+        >>> made = make_arithmetic(seed=0, split="test", index=0, levels=[2])
         >>> made.question
+        'Ida has 10 marbles. Ida buys 4 bags of 2. How many marbles does Ida have now?'
         >>> made.problem().solution
+        '4*2=8\n10+8=18\n\\boxed{18}'
     """
     draw = random.Random(f"{seed} {split} {index}")
     level = draw.choice(list(levels))
