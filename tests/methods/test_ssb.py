@@ -18,11 +18,12 @@ from lit_kd.losses import forward_kl
 from lit_kd.methods import LanguageModel, Refinement, Rollouts, SSBDistill, TeacherLogits
 from lit_kd.models import causal_lm
 
-LORA = {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]}
+TEMPLATE = "{problem} Right: {right} Wrong: {wrong}"
+LORA: dict[str, Any] = {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]}
 
 
 class Scripted:
-    """Writes right and wrong answers of given patterns: r right, w wrong, v wrong otherwise, n none, c right but cut."""
+    """Writes answers of given patterns: r right, w wrong, v wrong otherwise, n none, c right but cut."""
 
     def __init__(self, tokenizer: Any, patterns: list[str], solution: str = r"Beware. \boxed{G}") -> None:
         self.tokenizer, self.patterns, self.solution = tokenizer, patterns, solution
@@ -40,8 +41,8 @@ class Scripted:
                 texts = [
                     ("" if p == "n" else f"try {i}: \\boxed{{{word[p]}}}") for i, p in enumerate(self.patterns[key])
                 ]
-            pattern = self.patterns[key]
-            found.append([self.completion(t, "length" if pattern[i] == "c" else "stop") for i, t in enumerate(texts)])
+            cut = len(texts) > 1 and self.patterns[key].startswith("c")
+            found.append([self.completion(t, "length" if cut and i == 0 else "stop") for i, t in enumerate(texts)])
         return found
 
     def completion(self, text: str, reason: Any) -> Completion:
@@ -73,7 +74,7 @@ def stages(path: str, folder: Path, patterns: list[str] | None = None, **changes
     engine = Scripted(lm_tokenizer(path), patterns or PATTERNS, **changes)
     first, second = str(folder / "rollouts"), str(folder / "refined")
     quiet_trainer().predict(Rollouts(first, Sampling(samples=4), engine=engine), problems(path))
-    hints = HintsDataModule(rollouts=first, template="{problem} Right: {right} Wrong: {wrong}", eval_batch_size=3)
+    hints = HintsDataModule(rollouts=first, template=TEMPLATE, eval_batch_size=3)
     quiet_trainer().predict(Refinement(second, engine=engine), hints)
     return first, second
 
@@ -269,10 +270,10 @@ def test_plain_fine_tuning_is_one_flag(path: str, tmp_path: Path, monkeypatch: p
 
 def test_right_answers_to_fine_tune_on(path: str, tmp_path: Path) -> None:
     rollouts, _ = stages(path, tmp_path)
-    data = RightAnswersDataModule(rollouts=rollouts, tokenizer=path, batch_size=11)
+    data = RightAnswersDataModule(rollouts=rollouts, tokenizer=path, batch_size=10)
     data.setup("fit")
     (batch,) = data.train_dataloader()
-    assert len(data.sets["train"][0]) == sum(pattern.count("r") for pattern in PATTERNS) == 11
+    assert len(data.sets["train"][0]) == sum(pattern.count("r") for pattern in PATTERNS) == 10
     assert batch.keys() == {"input_ids", "attention_mask", "completion_mask", "index"}
 
 
@@ -317,7 +318,7 @@ def test_solutions_of_another_network(path: str, tmp_path: Path) -> None:
         row["answers"][0].update(answer=row["gold"], right=True, finish_reason="stop")
         row["answers"][1].update(answer="x", right=False, finish_reason="stop")
     (Path(first) / "rows-00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    hints = HintsDataModule(rollouts=first, match="exact", eval_batch_size=3)
+    hints = HintsDataModule(rollouts=first, match="exact", template=TEMPLATE, eval_batch_size=3)
     quiet_trainer().predict(Refinement(second, Sampling(max_new_tokens=3), network=network, attempts=1), hints)
     rows = read_records(second)
     for row in rows:
@@ -337,12 +338,8 @@ def test_resumed_equals_straight(path: str, tmp_path: Path) -> None:
 
     def fit(epochs: int, checkpoint: str | None = None) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        module = SSBDistill(
-            causal_lm(path, lora={**LORA, "lora_dropout": 0.2}),
-            lr=1e-2,
-            optimizer=torch.optim.AdamW,
-            lr_scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0),
-        )
+        network = causal_lm(path, lora={**LORA, "lora_dropout": 0.2})
+        module = SSBDistill(network, lr=1e-2, lr_scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0))
         trainer = quiet_trainer(max_epochs=epochs, enable_checkpointing=False)
         trainer.fit(module, SSBDataModule(refined=refined, tokenizer=path, batch_size=2), ckpt_path=checkpoint)
         trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
