@@ -76,7 +76,7 @@ class LanguageModel(Distill):
         lr: float = 2e-4,
         warmup: float = 0.0,
         reduction: Literal["token", "sequence"] = "token",
-        chunk: int = 512,
+        chunk: int = 256,
         answer_batch_size: int = 32,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
