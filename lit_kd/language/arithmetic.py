@@ -8,6 +8,7 @@ that a problem consists of decide which of the two it may be in.
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 from zlib import crc32
 
+from lit_kd.language.chat import lm_tokenizer
 from lit_kd.language.hints import COMPACT_HINTS, hint_prompt
 from lit_kd.language.problems import Problem
 
@@ -267,3 +269,32 @@ def _draw_events(draw: random.Random, level: int) -> tuple[int, list[Event]]:
 
 def _solution(lines: Sequence[str], results: Sequence[int]) -> str:
     return "\n".join([*lines, f"\\boxed{{{results[-1]}}}"])
+
+
+def main() -> None:
+    """``python -m lit_kd.language.arithmetic FOLDER``: a tokenizer and the configuration of a small Llama."""
+    from transformers import LlamaConfig
+
+    parser = argparse.ArgumentParser(prog="python -m lit_kd.language.arithmetic", description=main.__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    options = parser.parse_args()
+    tokenizer = lm_tokenizer(train_tokenizer(options.folder))
+    LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=options.width,
+        intermediate_size=8 * options.width // 3,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    ).save_pretrained(options.folder)
+
+
+if __name__ == "__main__":
+    main()
