@@ -8,8 +8,8 @@ that a problem consists of decide which of the two it may be in.
 
 from __future__ import annotations
 
-import argparse
 import random
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,30 +271,25 @@ def _solution(lines: Sequence[str], results: Sequence[int]) -> str:
     return "\n".join([*lines, f"\\boxed{{{results[-1]}}}"])
 
 
-def main() -> None:
-    """``python -m lit_kd.language.arithmetic FOLDER``: a tokenizer and the configuration of a small Llama."""
+def write_start(folder: str | Path, width: int = 128, layers: int = 4, heads: int = 4) -> str:
+    """A tokenizer and the configuration of a small Llama, for ``causal_lm(folder, init="random")``; the folder."""
     from transformers import LlamaConfig
 
-    parser = argparse.ArgumentParser(prog="python -m lit_kd.language.arithmetic", description=main.__doc__)
-    parser.add_argument("folder")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4)
-    options = parser.parse_args()
-    tokenizer = lm_tokenizer(train_tokenizer(options.folder))
+    tokenizer = lm_tokenizer(train_tokenizer(folder))
     LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=options.width,
-        intermediate_size=8 * options.width // 3,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-    ).save_pretrained(options.folder)
+    ).save_pretrained(folder)
+    return str(folder)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # python -m lit_kd.language.arithmetic FOLDER
+    write_start(sys.argv[1])
