@@ -112,14 +112,15 @@ class TeacherLogits(LanguageModel):
         if temperature <= 0 or top_k < 1:
             raise ValueError(f"temperature={temperature} must be positive and top_k={top_k} at least 1.")
         self.folder, self.temperature, self.top_k = folder, temperature, top_k
+        self.weights = weights_fingerprint(network)  # here, as the strategy may shard them
 
     def on_predict_start(self) -> None:
         """Open the folder."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        check_writer(self.network, data)
+        check_writer(self.weights, data)
         manifest = {
             "stage": type(self).__name__,
-            "weights": weights_fingerprint(self.network),
+            "weights": self.weights,
             "temperature": self.temperature,
             "top_k": self.top_k,
             "data": data.describe(),
@@ -216,6 +217,7 @@ class SSBDistill(LanguageModel):
             raise ValueError(f'teacher={teacher!r} must be "adapter_off", "offline" or a network.')
         self.vocabulary = common_vocabulary(network, teacher) if isinstance(teacher, nn.Module) else None
         self.teacher = FrozenTeacher(CompletionStates(teacher)) if isinstance(teacher, nn.Module) else teacher
+        self.weights = weights_fingerprint(network, adapter=False)  # here, as the strategy may shard them
         self.temperature, self.beta = temperature, beta
         self.kd_weight, self.ce_weight = kd_weight, ce_weight
 
@@ -224,7 +226,7 @@ class SSBDistill(LanguageModel):
         super().on_fit_start()
         data: Any = getattr(self.trainer, "datamodule", None)
         if self.teacher == "adapter_off" and self.kd_weight:
-            check_writer(self.network, data)
+            check_writer(self.weights, data)
         if self.teacher == "offline" and self.kd_weight:
             stored = getattr(data, "teacher_temperature", None)
             if stored != self.temperature:
@@ -309,12 +311,12 @@ def teacher_inputs(batch: TextBatch) -> dict[str, Tensor]:
     return {name: entry(batch, f"teacher_{name}") for name in ("input_ids", "attention_mask", "completion_mask")}
 
 
-def check_writer(network: nn.Module, data: Any) -> None:
-    """Raise a ValueError where the data's solutions are known to be another network's."""
+def check_writer(weights: str, data: Any) -> None:
+    """Raise a ValueError where the data's solutions are known to be of a network with another fingerprint."""
     manifest = data.describe().get("refined", {}) if hasattr(data, "describe") else {}
     writer = manifest.get("engine", {}).get("weights")
-    if writer not in (None, weights_fingerprint(network, adapter=False)):
+    if writer not in (None, weights):
         raise ValueError(
-            f"The solutions in {data.refined} were written by a network of other weights than {network.tokenizer_path}"
-            ": give that network, or run the stages again."
+            f"The solutions in {data.refined} were written by a network of other weights (fingerprint {writer}, not "
+            f"{weights}): give that network, or run the stages again."
         )
