@@ -110,6 +110,11 @@ class LanguageModel(Distill):
 
     # Loss
 
+    def on_fit_start(self) -> None:
+        """See that the data's ids are the network's."""
+        super().on_fit_start()
+        check_tokenizers(data=getattr(self.trainer, "datamodule", None), network=self.network)
+
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """A sum; gradients are divided by the number of all tokens (or texts) before the optimizer's step."""
         terms, count = self.loss_sums(batch)

@@ -155,6 +155,6 @@ def check_tokenizers(**readers: Any) -> None:
         what = f"{vocabularies[0]} and {vocabularies[1]} tokens"
     if None not in vocabularies and vocabularies[0] != vocabularies[1]:
         raise ValueError(
-            f"{names.capitalize()} have different tokenizers ({what}): relations are compared token by token, so take "
+            f"{names.capitalize()} have different tokenizers ({what}): they are compared token by token, so take "
             "the teacher's tokenizer for all."
         )

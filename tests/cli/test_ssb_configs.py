@@ -108,9 +108,7 @@ def test_presets_are_the_published_settings_and_ours() -> None:
 
 
 @pytest.mark.slow
-def test_killed_rollouts_end_as_those_of_one_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_rollouts_end_as_those_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = saved(tmp_path / "base", causal(max_position_embeddings=4096))
     words = tiny("gsm8k_rollouts", path, root=str(tmp_path), limit=40, eval_batch_size=2)

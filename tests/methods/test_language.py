@@ -1,5 +1,6 @@
 """The base of the language methods: its loss against transformers' own, its count of tokens, its answers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,20 @@ def test_sampling_survives_a_checkpoint(tmp_path: Path) -> None:
 def test_bad_arguments_say_so(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         LanguageModel(**{"network": causal(), **settings})
+
+
+def test_data_of_another_tokenizer(tmp_path: Path) -> None:
+    network, data = causal(), Rows([6])
+    network.tokenizer_path = saved(tmp_path / "own")
+    data.tokenizer_path = saved(tmp_path / "same")  # type: ignore[attr-defined]
+    quiet_trainer(max_epochs=1).fit(model(network), datamodule=data)
+    file = Path(saved(tmp_path / "other")) / "tokenizer.json"
+    tokens = json.loads(file.read_text())
+    tokens["model"]["vocab"].update(A=tokens["model"]["vocab"]["B"], B=tokens["model"]["vocab"]["A"])
+    file.write_text(json.dumps(tokens))
+    data.tokenizer_path = str(tmp_path / "other")  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="Data and network have different tokenizers"):
+        quiet_trainer(max_epochs=1).fit(model(network), datamodule=data)
 
 
 def test_no_completion_mask() -> None:

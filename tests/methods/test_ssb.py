@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from chat_toy import causal, saved
+from chat_toy import VOCABULARY, causal, saved
 from toy import quiet_trainer
 
 from lit_kd.datamodules import ArithmeticDataModule, HintsDataModule, RightAnswersDataModule, SSBDataModule
@@ -132,6 +132,54 @@ def test_killed_stages_go_on_to_the_same_files(path: str, tmp_path: Path) -> Non
     assert engine.calls == [[3, 4, 5], [6, 7]]  # the batch that was cut is drawn as a whole
 
 
+def test_a_killed_refinement_goes_on_to_the_same_file(path: str, tmp_path: Path) -> None:
+    rollouts, refined = stages(path, tmp_path)
+    file = Path(refined) / "rows-00000.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(content[: content.index(b"\n", content.index(b"\n") + 1) + 30])  # two rows of three, and a bit
+    engine = Scripted(lm_tokenizer(path), PATTERNS)
+    hints = HintsDataModule(rollouts=rollouts, template=TEMPLATE, eval_batch_size=3)
+    quiet_trainer().predict(Refinement(refined, engine=engine), hints)
+    assert file.read_bytes() == content and engine.calls == [[0, 1, 4], [5, 6]]
+
+
+def test_killed_teacher_logits_go_on(path: str, tmp_path: Path) -> None:
+    _, refined = stages(path, tmp_path)
+    folder = tmp_path / "logits"
+    data = SSBDataModule(refined=refined, tokenizer=path, eval_batch_size=2)
+    quiet_trainer().predict(TeacherLogits(causal_lm(path), str(folder), top_k=VOCABULARY), data)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    rows = folder / "rows-00000.jsonl"
+    rows.write_bytes(before["rows-00000.jsonl"][:20])  # killed in the first row, behind the first files
+    (folder / "000006.safetensors").unlink()
+    quiet_trainer().predict(TeacherLogits(causal_lm(path), str(folder), top_k=VOCABULARY), data)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_heads_with_more_padding_are_cut(path: str, tmp_path: Path) -> None:
+    _, refined = stages(path, tmp_path)
+    batch = batch_of(refined, path)
+    wide = causal(max_position_embeddings=600, vocab_size=VOCABULARY + 8)
+    wide.tokenizer_path = path
+    network = causal_lm(path, lora=LORA)
+    terms, _ = SSBDistill(network, wide).loss_sums(batch)
+    theirs = completion_logits(wide, batch, "teacher_")[:, :VOCABULARY].detach()
+    expected = 4 * forward_kl(completion_logits(network, batch), theirs, temperature=2.0, reduction="sum")
+    torch.testing.assert_close(terms["kd"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_teachers_of_another_vocabulary_are_refused(path: str, tmp_path: Path) -> None:
+    other = saved(tmp_path / "other")
+    tokens = json.loads((Path(other) / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    (Path(other) / "tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(ValueError, match="Student and teacher have different tokenizers"):
+        SSBDistill(causal_lm(path, lora=LORA), causal_lm(other))
+    with pytest.raises(ValueError, match=f"different tokenizers .{VOCABULARY} and 99 tokens"):
+        SSBDistill(causal_lm(path, lora=LORA), causal(vocab_size=99))
+
+
 def test_other_settings_do_not_mix(path: str, tmp_path: Path) -> None:
     rollouts, _ = stages(path, tmp_path)
     engine = Scripted(lm_tokenizer(path), PATTERNS)
@@ -224,7 +272,7 @@ def test_stored_distributions(path: str, tmp_path: Path) -> None:
     data = SSBDataModule(refined=refined, tokenizer=path, eval_batch_size=2)
     with pytest.warns(UserWarning, match="The top_k=8 classes hold .* keep more"):
         quiet_trainer().predict(TeacherLogits(causal_lm(path), folder, top_k=8), data)
-    quiet_trainer().predict(TeacherLogits(causal_lm(path), str(tmp_path / "all"), top_k=10**6), data)
+    quiet_trainer().predict(TeacherLogits(causal_lm(path), str(tmp_path / "all"), top_k=VOCABULARY), data)
     network = causal_lm(path, lora=LORA)
     online = SSBDistill(network).loss_sums(batch_of(refined, path))[0]["kd"]
     few, every = (
@@ -243,7 +291,7 @@ def test_stored_distributions_belong_to_their_solutions(path: str, tmp_path: Pat
     _, refined = stages(path, tmp_path)
     folder = str(tmp_path / "all")
     data = SSBDataModule(refined=refined, tokenizer=path, eval_batch_size=2)
-    quiet_trainer().predict(TeacherLogits(causal_lm(path), folder, top_k=10**6), data)
+    quiet_trainer().predict(TeacherLogits(causal_lm(path), folder, top_k=VOCABULARY), data)
     trained = []
     for teacher, settings in (("adapter_off", {}), ("offline", {"teacher_logits": folder})):
         torch.manual_seed(0)
@@ -281,7 +329,7 @@ def test_bad_input_says_so(path: str, tmp_path: Path) -> None:
     _, refined = stages(path, tmp_path)
     folder = str(tmp_path / "logits")
     data = SSBDataModule(refined=refined, tokenizer=path)
-    quiet_trainer().predict(TeacherLogits(causal_lm(path), folder, temperature=1.0, top_k=10**6), data)
+    quiet_trainer().predict(TeacherLogits(causal_lm(path), folder, temperature=1.0, top_k=VOCABULARY), data)
     stored = SSBDataModule(refined=refined, tokenizer=path, teacher_logits=folder)
     with pytest.raises(ValueError, match="teacher logits at temperature 1.0, not at temperature=2.0"):
         quiet_trainer(max_epochs=1).fit(SSBDistill(causal_lm(path), "offline"), stored)
