@@ -60,10 +60,11 @@ class Rollouts(LanguageModel):
             self.records.append(self.rows(batch))
 
     def rows(self, batch: TextBatch) -> list[Row]:
-        """A row for each problem."""
+        """A row for each problem, but for those that a server failed to answer: the next start asks them again."""
         return [
             {**problem, "answers": [answer_row(answer, problem["gold"], self.kind) for answer in answers]}
             for problem, answers in zip(problems(batch), self.answers(batch), strict=True)
+            if all(answer.finish_reason != "error" for answer in answers)
         ]
 
 

@@ -74,7 +74,7 @@ class Refinement(Rollouts):
         return {**super().manifest(), "attempts": self.attempts, "official": self.official}
 
     def rows(self, batch: TextBatch) -> list[Row]:
-        """A row for each problem."""
+        """A row for each problem, but for those that a server failed to answer."""
         rows = problems(batch)
         left = rows
         for attempt in range(self.attempts):
@@ -86,7 +86,7 @@ class Refinement(Rollouts):
             left = [row for row in left if row["reason"] is not None]
             if not left:
                 break
-        return rows
+        return [row for row in rows if row["reason"] != "finish reason error"]
 
 
 class TeacherLogits(LanguageModel):

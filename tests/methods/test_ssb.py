@@ -132,6 +132,33 @@ def test_killed_stages_go_on_to_the_same_files(path: str, tmp_path: Path) -> Non
     assert engine.calls == [[3, 4, 5], [6, 7]]  # the batch that was cut is drawn as a whole
 
 
+def test_what_a_server_failed_to_answer_is_asked_again(path: str, tmp_path: Path) -> None:
+    whole, refined = stages(path, tmp_path / "whole")
+
+    class Failing(Scripted):
+        def generate(self, prompts: Any, sampling: Sampling, keys: Any = None) -> list[list[Completion]]:
+            found = super().generate(prompts, sampling, keys)
+            error = Completion("", "error", None, 0, 0)
+            return [[*row[:-1], error] if key in (1, 4) else row for key, row in zip(keys, found, strict=True)]
+
+    def answer(engine: Scripted) -> list[int]:
+        folder = str(tmp_path / "again")
+        quiet_trainer().predict(Rollouts(folder, Sampling(samples=4), engine=engine), problems(path))
+        return [row["index"] for row in read_records(folder)]
+
+    def refine(engine: Scripted) -> list[int]:
+        folder = str(tmp_path / "refined")
+        hints = HintsDataModule(rollouts=whole, template=TEMPLATE, eval_batch_size=3)
+        quiet_trainer().predict(Refinement(folder, engine=engine), hints)
+        return [row["index"] for row in read_records(folder)]
+
+    failing, working = (kind(lm_tokenizer(path), PATTERNS) for kind in (Failing, Scripted))
+    assert answer(failing) == [0, 2, 3, 5, 6, 7] and answer(working) == list(range(8))
+    assert refine(failing) == [0, 5, 6] and refine(working) == [0, 1, 4, 5, 6]
+    assert read_records(tmp_path / "again") == read_records(whole)
+    assert read_records(tmp_path / "refined") == read_records(refined)
+
+
 def test_a_killed_refinement_goes_on_to_the_same_file(path: str, tmp_path: Path) -> None:
     rollouts, refined = stages(path, tmp_path)
     file = Path(refined) / "rows-00000.jsonl"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_kd.language.chat import Example, Prompt, collate, encode_prompt, end_tokens
-from lit_kd.language.engines.sampling import Completion, Sampling, draws, uniforms
+from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, uniforms
 from lit_kd.models.causal import whole_network
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.text import longest_sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Hugging Face's ``generate`` with its cache, for any causal network of transformers, with or without an adapter.
 
     Each completion has random numbers of its own, so it does not depend on the batch size, on other prompts or on

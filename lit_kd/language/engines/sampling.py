@@ -1,9 +1,10 @@
 """What all engines take and give, and random numbers that belong to a completion."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,9 +73,10 @@ class Completion:
     completion_tokens: int
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Anything that completes prompts."""
 
+    @abstractmethod
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[int] | None = None
     ) -> list[list[Completion]]:
@@ -86,11 +88,10 @@ class Engine(Protocol):
             keys: A number from 0 for each prompt, such as its position in a data set: draws are a function of seed,
                 key, number of the sample and position in the completion. Default: the position in ``prompts``.
         """
-        ...
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What a manifest needs to tell one engine from another; no secrets."""
-        ...
 
 
 def draws(

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lit_kd.language.chat import Prompt
-from lit_kd.language.engines.sampling import Completion, Sampling, draws, request_seed
+from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, request_seed
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ _LATER = {408, 409, 413, 429}  # and 5xx
 _LONGEST_WAIT = 60.0  # seconds
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """A model behind an OpenAI-compatible server, asked by several requests at once.
 
     Requests that time out, or are answered by 408, 409, 413, 429 or 5xx, are repeated after ``backoff`` seconds, twice

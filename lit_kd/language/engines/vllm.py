@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_kd.language.chat import Prompt, encode_prompt, end_tokens, lm_tokenizer
-from lit_kd.language.engines.sampling import Completion, Sampling, draws, request_seed
+from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, request_seed
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """vLLM in this process: much faster on a GPU than :class:`TransformersEngine`; token ids go in and come out.
 
     Its logits differ a little from those of transformers: score with the network itself where that matters. Draws
