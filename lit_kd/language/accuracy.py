@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lit_kd.intervals import bootstrap_interval, wilson_interval
+
 
 def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
     """Probability that k answers, drawn without replacement from ``samples`` of a problem, hold a right one.
@@ -35,33 +37,6 @@ def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
         raise ValueError(f"k={k} must lie between 1 and the {samples} answers of a problem.")
     ways = torch.tensor([math.comb(samples - c, k) for c in range(samples + 1)], dtype=torch.float64)
     return 1 - ways[right.cpu().long()] / math.comb(samples, k)
-
-
-def wilson_interval(right: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share, 95 % by default.
-
-    Example:
-        >>> [round(100 * bound, 1) for bound in wilson_interval(4, 30)]
-        [5.3, 29.7]
-    """
-    share = right / count
-    centre = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
-
-
-def bootstrap_interval(values: Tensor, resamples: int = 2000) -> tuple[float, float]:
-    """95 % percentile interval of a mean over problems, (N,); the draws are fixed.
-
-    Example:
-        >>> low, high = bootstrap_interval(torch.tensor([0.0, 0.5, 1.0, 1.0]))
-        >>> low < 0.625 < high
-        True
-    """
-    generator = torch.Generator().manual_seed(0)
-    means = [values[torch.randint(len(values), (len(values),), generator=generator)].mean() for _ in range(resamples)]
-    low, high = torch.stack(means).double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
 
 
 class AnswerAccuracy(Metric):
@@ -94,7 +69,7 @@ class AnswerAccuracy(Metric):
         strict, flexible, parsed, finished, tokens = dim_zero_cat(self.rows).cpu().unbind(1)
         count, n = len(strict), self.samples
         first = pass_at_k(strict, n, 1)
-        low, high = wilson_interval(float(strict.sum()), count) if n == 1 else bootstrap_interval(first)
+        low, high = wilson_interval(int(strict.sum()), count) if n == 1 else bootstrap_interval(first)
         powers = [2**i for i in range(1, n.bit_length())]
         return {
             "pass@1": float(first.mean()),

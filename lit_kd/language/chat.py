@@ -121,18 +121,6 @@ def collate(examples: Sequence[Example], pad: int, side: Literal["left", "right"
     }
 
 
-def fit_length(example: Example, max_length: int) -> Example | None:
-    """The row with its prompt cut from the left to ``max_length`` tokens in all; the opening of the turn stays.
-
-    None where the row is of no use, to be counted by the caller: an empty completion, or one that leaves no room for
-    a token of the prompt (a completion that is cut would not end).
-    """
-    room = max_length - len(example.completion)
-    if not example.completion or room < 1:
-        return None
-    return Example(example.prompt[-room:], example.completion)
-
-
 def _end_of_turn(tokenizer: Any) -> int:
     """The first special token behind the assistant's words in the template; the EOS where there is none."""
     if tokenizer.chat_template is not None:

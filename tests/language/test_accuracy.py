@@ -4,12 +4,14 @@ import itertools
 import pytest
 import torch
 
+from lit_kd import intervals
+from lit_kd.intervals import bootstrap_interval, wilson_interval
 from lit_kd.language import accuracy
-from lit_kd.language.accuracy import AnswerAccuracy, bootstrap_interval, pass_at_k, wilson_interval
+from lit_kd.language.accuracy import AnswerAccuracy, pass_at_k
 
 
 def test_examples() -> None:
-    assert doctest.testmod(accuracy).failed == 0
+    assert doctest.testmod(accuracy).failed == doctest.testmod(intervals).failed == 0
 
 
 @pytest.mark.parametrize(("right", "samples", "k"), [(1, 4, 2), (3, 5, 3), (2, 6, 1), (5, 5, 5)])

@@ -15,7 +15,6 @@ from lit_kd.language.chat import (
     encode_completion,
     encode_prompt,
     end_tokens,
-    fit_length,
     lm_tokenizer,
 )
 
@@ -93,23 +92,6 @@ def test_padding_by_the_eos_does_not_mask_it(tmp_path: Path) -> None:
 def test_prompts_without_completion_for_generation() -> None:
     batch = collate([Example([5], []), Example([6, 7, 8], [])], 0, side="left")
     assert batch["input_ids"].tolist() == [[0, 0, 5], [6, 7, 8]] and not batch["completion_mask"].any()
-
-
-@pytest.mark.parametrize(
-    ("prompt", "completion", "expected"),
-    [
-        ([1, 2, 3], [4, 5], [1, 2, 3]),
-        ([1, 2, 3, 4], [4, 5], [2, 3, 4]),
-        ([1, 2], [3, 4, 5, 6], [2]),
-        ([1, 2], [3, 4, 5, 6, 7], None),
-        ([1, 2], [], None),
-    ],
-)
-def test_prompts_are_cut_from_the_left_and_completions_never(
-    prompt: list[int], completion: list[int], expected: list[int] | None
-) -> None:
-    fitted = fit_length(Example(prompt, completion), 5)
-    assert fitted == (None if expected is None else Example(expected, completion))
 
 
 def test_bad_input(tmp_path: Path) -> None:
