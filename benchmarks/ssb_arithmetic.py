@@ -31,7 +31,7 @@ from lit_kd.language.records import read_records
 from lit_kd.methods import LanguageModel, Refinement, Rollouts, SSBDistill
 from lit_kd.models import causal_lm
 
-LEVELS = (1, 2, 3)
+LEVELS = (1, 2)
 LENGTH = 96  # tokens of an answer
 LORA = {"r": 32, "lora_alpha": 32, "target_modules": "all-linear"}
 SYSTEMS = ("base", "right", "texts", "ssb")
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, float]:
         seed_everything(seed)
         write_start(start)
         data = ArithmeticDataModule(
-            tokenizer=str(start), levels=LEVELS, samples=args.samples, hint_fraction=0.5, batch_size=32, seed=seed
+            tokenizer=str(start), levels=LEVELS, samples=args.samples, hint_fraction=0.4, batch_size=32, seed=seed
         )
         module = LanguageModel(causal_lm(str(start), init="random"), lr=3e-3, warmup=0.05)
         return fit(module, data, args.base_epochs, base)
@@ -137,9 +137,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ssb_arithmetic"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=40000, help="problems that the base learns from")
-    parser.add_argument("--base-epochs", type=int, default=2)
-    parser.add_argument("--problems", type=int, default=6000, help="problems of SSB")
+    parser.add_argument("--samples", type=int, default=24000, help="problems that the base learns from")
+    parser.add_argument("--base-epochs", type=int, default=1)
+    parser.add_argument("--problems", type=int, default=4000, help="problems of SSB")
     parser.add_argument("--answers", type=int, default=8, help="to each of them")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1e-3)
