@@ -2,8 +2,9 @@
 
     python -m benchmarks.ssb_arithmetic --out runs/ssb_arithmetic --seeds 0 1 2
 
-For each seed a small Llama learns the problems, a part of them with hints (`ArithmeticDataModule`). Then, on problems
-that it has not seen, it goes through SSB's stages, and is compared with what else can be done with the same answers:
+For each seed a small Llama learns problems of one to three steps, half of them with hints (`ArithmeticDataModule`).
+Then, on new problems of two and three steps, where it is weak, it goes through SSB's stages, and is compared with what
+else can be done with the same answers:
 
 - base: the model before;
 - right: fine-tuned on its answers that were right (rejection sampling), as many steps as SSB;
@@ -31,7 +32,7 @@ from lit_kd.language.records import read_records
 from lit_kd.methods import LanguageModel, Refinement, Rollouts, SSBDistill
 from lit_kd.models import causal_lm
 
-LEVELS = (1, 2)
+ALL_LEVELS, LEVELS = (1, 2, 3), (2, 3)  # of the base's problems, and of those that SSB and the test are about
 LENGTH = 96  # tokens of an answer
 LORA = {"r": 32, "lora_alpha": 32, "target_modules": "all-linear"}
 SYSTEMS = ("base", "right", "texts", "ssb")
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, float]:
         seed_everything(seed)
         write_start(start)
         data = ArithmeticDataModule(
-            tokenizer=str(start), levels=LEVELS, samples=args.samples, hint_fraction=0.4, batch_size=32, seed=seed
+            tokenizer=str(start), levels=ALL_LEVELS, samples=args.samples, hint_fraction=0.5, batch_size=32, seed=seed
         )
         module = LanguageModel(causal_lm(str(start), init="random"), lr=3e-3, warmup=0.05)
         return fit(module, data, args.base_epochs, base)
@@ -137,12 +138,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ssb_arithmetic"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=24000, help="problems that the base learns from")
-    parser.add_argument("--base-epochs", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=30000, help="problems that the base learns from")
+    parser.add_argument("--base-epochs", type=int, default=2)
     parser.add_argument("--problems", type=int, default=4000, help="problems of SSB")
     parser.add_argument("--answers", type=int, default=8, help="to each of them")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--test", type=int, default=1000, help="held-out problems")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {vars(args)}")
