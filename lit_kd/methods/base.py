@@ -40,19 +40,18 @@ class Distill(LightningModule, ABC):
         self.make_scheduler = lr_scheduler or self.default_scheduler
 
     def _save_plain_hyperparameters(self) -> None:
-        """``save_hyperparameters`` of the concrete class without modules and callables that were built in Python.
+        """``save_hyperparameters`` of the concrete class without objects that were built in Python.
 
-        Those could not be read back with ``weights_only=True``; a dataclass is kept as the dict of its fields. From the
-        command line the hyper-parameters are class paths and plain values, which rebuild everything, and all are kept.
+        Modules, callables and the like could not be read back with ``weights_only=True``; a dataclass is kept as the
+        dict of its fields. From the command line the hyper-parameters are class paths and plain values, which rebuild
+        everything, and all are kept.
         """
         frame = inspect.currentframe()
         assert frame is not None
         objects: set[str] = set()
         level = frame.f_back
         while level is not None and level.f_locals.get("self") is self:  # the __init__ of each class, upwards
-            objects |= {
-                name for name, value in level.f_locals.items() if isinstance(value, nn.Module) or callable(value)
-            }
+            objects |= {name for name, value in level.f_locals.items() if not _is_plain(value)}
             level = level.f_back
         self.save_hyperparameters(ignore=sorted(objects), frame=frame.f_back)
         if "_instantiator" in self.hparams:  # Lightning's mark for values that came from the command line
@@ -173,3 +172,11 @@ class Distill(LightningModule, ABC):
         missing = sorted(self.state_dict().keys() - saved.keys())
         if missing:
             raise ValueError(f"The checkpoint lacks {len(missing)} keys of {type(self).__name__}: {missing[:5]}.")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, Tensor)) or is_dataclass(value)
