@@ -16,6 +16,7 @@ percent. Every finished run leaves a file in ``out`` and is not run again.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, float]:
         data = ArithmeticDataModule(
             tokenizer=str(start), levels=ALL_LEVELS, samples=args.samples, hint_fraction=0.5, batch_size=32, seed=seed
         )
-        module = LanguageModel(causal_lm(str(start), init="random"), lr=3e-3, warmup=0.05)
+        adamw = partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
+        module = LanguageModel(causal_lm(str(start), init="random"), warmup=0.05, optimizer=adamw)
         return fit(module, data, args.base_epochs, base)
 
     once(out, "learn", learn)
@@ -93,7 +95,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, float]:
     once(out, "answer", answer)
 
     def refine() -> dict[str, float]:
-        sampling = Sampling(temperature=0.4, max_new_tokens=LENGTH, seed=seed)
+        sampling = Sampling(temperature=0.2, max_new_tokens=LENGTH, seed=seed)
         module = Refinement(str(out / "refined"), sampling, network=causal_lm(str(base)), answer_batch_size=128)
         hints = HintsDataModule(
             rollouts=str(out / "rollouts"), system_prompt=None, template=COMPACT_HINTS, eval_batch_size=128, seed=seed
@@ -138,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ssb_arithmetic"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=30000, help="problems that the base learns from")
+    parser.add_argument("--samples", type=int, default=40000, help="problems that the base learns from")
     parser.add_argument("--base-epochs", type=int, default=2)
     parser.add_argument("--problems", type=int, default=4000, help="problems of SSB")
     parser.add_argument("--answers", type=int, default=8, help="to each of them")
