@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and where those of Hugging Face's are."""
 
 import os
 from collections.abc import Iterator
@@ -24,3 +24,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def pretrained_at(path: str | Path) -> dict[str, str]:
+    """What transformers' ``from_pretrained`` takes for a folder, a name on the hub, or one .gguf file.
+
+    Example:
+        >>> pretrained_at("models/tiny.gguf")
+        {'pretrained_model_name_or_path': 'models', 'gguf_file': 'tiny.gguf'}
+    """
+    if str(path).endswith(".gguf"):
+        return {"pretrained_model_name_or_path": str(Path(path).parent), "gguf_file": Path(path).name}
+    return {"pretrained_model_name_or_path": str(path)}

@@ -15,11 +15,16 @@ FOLDERS = (TESTS / "golden", Path(os.environ.get("LITKD_GOLDEN", DEFAULT)))
 
 def load_golden(name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Arrays of `name`.npz; the float32 ones as `dtype`. Skips the test where the file is absent."""
+    tensors = {key: torch.from_numpy(np.asarray(array)) for key, array in golden_arrays(name).items()}
+    return {key: value.to(dtype) if value.dtype == torch.float32 else value for key, value in tensors.items()}
+
+
+def golden_arrays(name: str) -> dict[str, np.ndarray]:
+    """Arrays of `name`.npz as they are, such as texts. Skips the test where the file is absent."""
     for folder in FOLDERS:
         if (path := folder / f"{name}.npz").is_file():
             with np.load(path) as arrays:
-                tensors = {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays}
-            return {key: value.to(dtype) if value.dtype == torch.float32 else value for key, value in tensors.items()}
+                return dict(arrays)
     pytest.skip(f"{name}.npz is neither in tests/golden nor in LITKD_GOLDEN ({FOLDERS[1]})")
 
 

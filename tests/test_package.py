@@ -23,6 +23,7 @@ LAYERS = [
     "language",
     "models",
     "losses",
+    "intervals",
     "files",
 ]
 MODULES = [name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "lit_kd.") if name != "lit_kd.__main__"]

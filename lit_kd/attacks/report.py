@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_kd.attacks.evaluate import SWEPT, Protocol, Records, Suite
+from lit_kd.intervals import wilson_interval
 
 Report = dict[str, Any]
 
@@ -231,20 +231,6 @@ def _percent(row: Mapping[str, Any] | None) -> str:
 
 
 # Small numbers
-
-
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927).
-
-    Example:
-        >>> [round(bound, 4) for bound in wilson_interval(0, 100)]
-        [0.0, 0.037]
-    """
-    z = 1.959964
-    p = hits / count
-    centre, spread = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def _proportion(hits: Tensor) -> dict[str, Any]:

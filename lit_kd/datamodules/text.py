@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -36,35 +37,53 @@ _NEEDED: dict[str, tuple[Split, ...]] = {
 }
 
 
-class TokenSet(Dataset[Batch]):
-    """Rows of tokens read by the batch: the key holds `index`, int64 (B,); padded to the longest row of the batch."""
+class TextSet(Dataset[Batch], ABC):
+    """Texts read by the batch: the key holds `index`, int64 (B,).
 
-    def __init__(
-        self,
-        rows: TokenRows,
-        padding: Padding,
-        targets: Mapping[str, Tensor] | None = None,
-        index: Tensor | None = None,
-    ) -> None:
-        """Keep rows, how to pad them, further tensors (N, ...) by name, and which rows are used; None: all."""
+    Attributes:
+        lengths: Of every text, int64 (N,): batches of similar ones are made of it.
+        index: Positions of the texts that are used, int64 (n,).
+    """
+
+    def __init__(self, lengths: Tensor, index: Tensor | None = None) -> None:
+        """Keep the lengths, and which texts are used; None: all."""
+        self.lengths = lengths
+        self.index = torch.arange(len(lengths)) if index is None else index
+
+    def only(self, index: Tensor) -> TextSet:
+        """The same set, of whose used texts only those at these positions stay."""
+        twin = copy(self)
+        twin.index = index[torch.isin(index, self.index)]
+        return twin
+
+    def classes(self) -> Tensor:
+        """Class of each text, of which subsets take like shares, int64 (N,); all 0: there are none."""
+        return torch.zeros(len(self), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self.lengths)
+
+
+class TokenSet(TextSet):
+    """Rows of tokens, padded to the longest row of the batch."""
+
+    def __init__(self, rows: TokenRows, padding: Padding, targets: Mapping[str, Tensor] | None = None) -> None:
+        """Keep rows, how to pad them, and further tensors (N, ...) by name."""
+        super().__init__(rows.lengths())
         self.rows, self.padding = rows, padding
         self.targets = dict(targets or {})
-        self.lengths = rows.lengths()
-        self.index = torch.arange(len(self)) if index is None else index
 
-    def only(self, index: Tensor) -> TokenSet:
-        """The same set, of which only the rows at these positions are used."""
-        return TokenSet(self.rows, self.padding, self.targets, index)
+    def classes(self) -> Tensor:
+        """The labels, unless they are scores."""
+        labels = self.targets.get("labels")
+        return super().classes() if labels is None or labels.is_floating_point() else labels
 
     def __getitem__(self, key: Batch) -> Batch:
         """Return the tokenizer's tensors, the targets and `index`."""
         index = key["index"]
         batch = self.padding([self.rows.row(position) for position in index.tolist()])
         return {**batch, **{name: values[index] for name, values in self.targets.items()}, "index": index}
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.lengths)
 
 
 class TextDataModule(LightningDataModule, ABC):
@@ -78,6 +97,8 @@ class TextDataModule(LightningDataModule, ABC):
 
     Subclasses implement `load`.
     """
+
+    read_tokenizer = staticmethod(load_tokenizer)
 
     def __init__(
         self,
@@ -145,19 +166,26 @@ class TextDataModule(LightningDataModule, ABC):
         self.train_samples = train_samples
         self.val_fraction = val_fraction
         self.pad_to_multiple_of = pad_to_multiple_of
-        self.sets: dict[Split, list[TokenSet]] = {}
+        self.sets: dict[Split, Sequence[TextSet]] = {}
 
     @abstractmethod
-    def load(self, split: Split) -> list[TokenSet]:
+    def load(self, split: Split) -> Sequence[TextSet]:
         """Read and tokenise all texts of "train" (one set), "test" or "predict" (a set for each loader)."""
 
-    def load_train(self) -> tuple[TokenSet, TokenSet]:
+    def load_train(self) -> tuple[TextSet, TextSet]:
         """The training texts, and those of them that are held out for validation."""
         (whole,) = self.load("train")
-        labels = whole.targets.get("labels", torch.empty(0))
-        classes = torch.zeros(len(whole), dtype=torch.int64) if labels.is_floating_point() else labels
-        train, val = choose_texts(classes, self.val_fraction, self.train_fraction, self.train_samples, self.seed)
-        return whole.only(train), whole.only(val)
+        train, val = map(whole.only, self.choose(whole.classes()))
+        if not len(train.index):
+            raise ValueError(
+                f"None of the training rows has a solution and at most max_length={self.max_length} tokens: raise it, "
+                "or give problems with solutions."
+            )
+        return train, val
+
+    def choose(self, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the training and of the validation texts, with like shares of all classes (N,)."""
+        return choose_texts(classes, self.val_fraction, self.train_fraction, self.train_samples, self.seed)
 
     def source(self, split: Split) -> Split:
         """The split whose texts another one has: validation without held-out texts is the test."""
@@ -174,13 +202,19 @@ class TextDataModule(LightningDataModule, ABC):
             else:
                 self.sets[source] = self.load(source)
 
+    def describe(self) -> dict[str, Any]:
+        """What decides on the texts, as plain values: for the manifests of long stages."""
+        free = ("batch_size", "eval_batch_size", "num_workers", "pad_to_multiple_of", "limit")
+        chosen = {name: value for name, value in self.hparams.items() if name not in free and name[0] != "_"}
+        return {"class": type(self).__name__, **chosen}
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded anew.
 
         Raises:
-            ValueError: see `load_tokenizer`; its networks know no texts of `max_length` tokens.
+            ValueError: see `read_tokenizer`; its networks know no texts of `max_length` tokens.
         """
-        tokenizer = load_tokenizer(self.tokenizer_path)
+        tokenizer = self.read_tokenizer(self.tokenizer_path)
         if self.max_length > tokenizer.model_max_length:
             raise ValueError(
                 f"max_length={self.max_length} is more than the {tokenizer.model_max_length} tokens that networks of "
@@ -201,7 +235,9 @@ class TextDataModule(LightningDataModule, ABC):
         return loader
 
     def val_dataloader(self) -> list[ResumableLoader]:
-        """The held-out texts, or those of the test."""
+        """The held-out texts, or those of the test, or no loader."""
+        if self.source("val") == "val" and not self.val_fraction:
+            return []
         return [self._eval_loader(texts) for texts in self._sets("val")]
 
     def test_dataloader(self) -> list[ResumableLoader]:
@@ -212,15 +248,15 @@ class TextDataModule(LightningDataModule, ABC):
         """Each text once, on one device in the order of the files."""
         return [self._loader(t, ShardSampler(t.index, self.eval_batch_size)) for t in self._sets("predict")]
 
-    def _sets(self, split: Split) -> list[TokenSet]:
+    def _sets(self, split: Split) -> Sequence[TextSet]:
         source = self.source(split)
         if source not in self.sets:
             stage = {"train": "fit", "val": "validate"}.get(split, split)
             raise RuntimeError(f"The {split} set is not there yet: call setup('{stage}').")
         return self.sets[source]
 
-    def _eval_loader(self, texts: TokenSet) -> ResumableLoader:
+    def _eval_loader(self, texts: TextSet) -> ResumableLoader:
         return self._loader(texts, SortedShardSampler(texts.index, self.eval_batch_size, texts.lengths))
 
-    def _loader(self, texts: TokenSet, sampler: RankSampler) -> ResumableLoader:
+    def _loader(self, texts: TextSet, sampler: RankSampler) -> ResumableLoader:
         return build_loader(texts, sampler, self.num_workers, self.seed, self.trainer)

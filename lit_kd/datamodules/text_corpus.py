@@ -174,10 +174,6 @@ class TextCorpusDataModule(TextDataModule):
             return self.trainer.max_steps * self.trainer.accumulate_grad_batches
         raise ValueError("streaming=True has no end of its own: set the Trainer's max_steps, or samples_per_epoch.")
 
-    def val_dataloader(self) -> list[ResumableLoader]:
-        """The held-out rows, or no loader."""
-        return super().val_dataloader() if self.val_fraction else []
-
     def __str__(self) -> str:
         """Lightning's would count the stream's batches."""
         return repr(self) if self.streaming else super().__str__()

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lit_kd.files import pretrained_at
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -95,18 +97,31 @@ class Padding:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The fast tokenizer in a folder, or of a model's name.
+    """The fast tokenizer in a folder, or of a model's name, with a padding token.
 
     Raises:
         ValueError: It can't be loaded, is a slow one, knows no token but special ones, or has no padding token.
     """
+    tokenizer = fast_tokenizer(path)
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"tokenizer={path!r} has no padding token: set its pad_token and save it again.")
+    return tokenizer
+
+
+def fast_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The fast tokenizer in a folder or a .gguf file, or of a model's name, as it is.
+
+    Raises:
+        ValueError: It can't be loaded, is a slow one, or knows no token but special ones.
+    """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(**pretrained_at(path), use_fast=True)
+    except (OSError, ValueError, ImportError) as error:  # ImportError: the package gguf is missing
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         raise ValueError(
-            f"tokenizer={path!r} cannot be loaded ({str(error).splitlines()[0]}): give a folder with tokenizer.json, "
+            f"tokenizer={path!r} cannot be loaded ({reason}): give a folder with tokenizer.json, "
             "or the name of a model on the Hugging Face hub."
         ) from error
     if not tokenizer.is_fast:
@@ -116,8 +131,6 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             f"tokenizer={path!r} holds no vocabulary, so that all text would be unknown: give a folder with "
             "tokenizer.json, or the name of a model on the Hugging Face hub."
         )
-    if tokenizer.pad_token_id is None:
-        raise ValueError(f"tokenizer={path!r} has no padding token: set its pad_token and save it again.")
     return tokenizer
 
 

@@ -1,6 +1,7 @@
 """Distillation losses: functions of tensors, and small modules where a loss has trainable parts."""
 
 from lit_kd.losses.bow import WordDistances, bow_codes, bow_loss, bow_perplexity, bow_target
+from lit_kd.losses.chunked import chunked_loss
 from lit_kd.losses.collapse import (
     effective_rank,
     feature_spread,
@@ -9,6 +10,16 @@ from lit_kd.losses.collapse import (
     words_in_use,
 )
 from lit_kd.losses.crd import ContrastMemory, CRDLoss, bank_bytes
+from lit_kd.losses.divergences import (
+    adaptive_kl,
+    forward_kl,
+    generalized_jsd,
+    reverse_kl,
+    skew_forward_kl,
+    skew_reverse_kl,
+    symmetric_kl,
+    total_variation,
+)
 from lit_kd.losses.features import (
     attention_transfer_loss,
     hierarchical_context_loss,
@@ -21,6 +32,8 @@ from lit_kd.losses.mcmi import class_centroids, conditional_mutual_information, 
 from lit_kd.losses.minilm import MINILM_V1, MINILM_V2, relation_loss
 from lit_kd.losses.relations import correlation_congruence_loss, pkt_loss, rkd_loss
 from lit_kd.losses.reviewkd import AttentionFusion, ReviewFusion
+from lit_kd.losses.spans import span_relation_loss
+from lit_kd.losses.topk import topk_kl
 from lit_kd.losses.vid import VIDRegressor, vid_loss
 
 __all__ = [
@@ -32,12 +45,14 @@ __all__ = [
     "ReviewFusion",
     "VIDRegressor",
     "WordDistances",
+    "adaptive_kl",
     "attention_transfer_loss",
     "bank_bytes",
     "bow_codes",
     "bow_loss",
     "bow_perplexity",
     "bow_target",
+    "chunked_loss",
     "class_centroids",
     "conditional_mutual_information",
     "correlation_congruence_loss",
@@ -45,6 +60,8 @@ __all__ = [
     "dkd_loss",
     "effective_rank",
     "feature_spread",
+    "forward_kl",
+    "generalized_jsd",
     "hierarchical_context_loss",
     "hint_loss",
     "kd_loss",
@@ -55,10 +72,17 @@ __all__ = [
     "nst_loss",
     "pkt_loss",
     "relation_loss",
+    "reverse_kl",
     "rkd_loss",
     "similarity_preserving_loss",
+    "skew_forward_kl",
+    "skew_reverse_kl",
     "soft_cross_entropy",
+    "span_relation_loss",
     "surrogate_kl",
+    "symmetric_kl",
+    "topk_kl",
+    "total_variation",
     "vid_loss",
     "words_in_use",
 ]

@@ -3,24 +3,32 @@
 from lit_kd.methods.base import Distill
 from lit_kd.methods.classifier import Classifier
 from lit_kd.methods.defensive import DefensiveDistill
+from lit_kd.methods.language import LanguageModel
 from lit_kd.methods.linear_evaluation import FineTune, LinearEvaluation
 from lit_kd.methods.mcmi import MCMIDistill, MCMITeacher
 from lit_kd.methods.minilm import MiniLMDistill, needs_assistant
 from lit_kd.methods.obow import OBoWModule
 from lit_kd.methods.question_answering import QuestionAnswering
+from lit_kd.methods.rollouts import Rollouts
 from lit_kd.methods.sequence_classifier import SequenceClassifier
+from lit_kd.methods.ssb import Refinement, SSBDistill, TeacherLogits
 
 __all__ = [
     "Classifier",
     "DefensiveDistill",
     "Distill",
     "FineTune",
+    "LanguageModel",
     "LinearEvaluation",
     "MCMIDistill",
     "MCMITeacher",
     "MiniLMDistill",
     "OBoWModule",
     "QuestionAnswering",
+    "Refinement",
+    "Rollouts",
+    "SSBDistill",
     "SequenceClassifier",
+    "TeacherLogits",
     "needs_assistant",
 ]

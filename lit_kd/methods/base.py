@@ -3,6 +3,7 @@
 import inspect
 import math
 from abc import ABC
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -39,25 +40,27 @@ class Distill(LightningModule, ABC):
         self.make_scheduler = lr_scheduler or self.default_scheduler
 
     def _save_plain_hyperparameters(self) -> None:
-        """``save_hyperparameters`` of the concrete class without modules and callables that were built in Python.
+        """``save_hyperparameters`` of the concrete class without objects that were built in Python.
 
-        Those could not be read back with ``weights_only=True``. From the command line the hyper-parameters are class
-        paths and plain values, which rebuild everything, and all are kept.
+        Modules, callables and the like could not be read back with ``weights_only=True``; a dataclass is kept as the
+        dict of its fields. From the command line the hyper-parameters are class paths and plain values, which rebuild
+        everything, and all are kept.
         """
         frame = inspect.currentframe()
         assert frame is not None
         objects: set[str] = set()
         level = frame.f_back
         while level is not None and level.f_locals.get("self") is self:  # the __init__ of each class, upwards
-            objects |= {
-                name for name, value in level.f_locals.items() if isinstance(value, nn.Module) or callable(value)
-            }
+            objects |= {name for name, value in level.f_locals.items() if not _is_plain(value)}
             level = level.f_back
         self.save_hyperparameters(ignore=sorted(objects), frame=frame.f_back)
         if "_instantiator" in self.hparams:  # Lightning's mark for values that came from the command line
             own = inspect.signature(type(self)).parameters  # a link to a parameter that this class lacks is listed, too
             strangers = [name for name in self.hparams if name not in own and not name.startswith("_")]
             self.save_hyperparameters(ignore=strangers, frame=frame.f_back)
+        for name, value in self.hparams.items():
+            if is_dataclass(value) and not isinstance(value, type):
+                self.hparams[name] = asdict(value)
 
     # Optimizers
 
@@ -169,3 +172,11 @@ class Distill(LightningModule, ABC):
         missing = sorted(self.state_dict().keys() - saved.keys())
         if missing:
             raise ValueError(f"The checkpoint lacks {len(missing)} keys of {type(self).__name__}: {missing[:5]}.")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, Tensor)) or is_dataclass(value)

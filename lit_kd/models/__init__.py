@@ -1,5 +1,6 @@
 """Networks, teachers, feature taps, checkpoints and export."""
 
+from lit_kd.models.causal import CompletionStates, causal_lm, completion_labels
 from lit_kd.models.checkpoint import load_checkpoint
 from lit_kd.models.ema import EMATeacher
 from lit_kd.models.export import load_exported, save_exported
@@ -12,12 +13,15 @@ from lit_kd.models.vocabulary import BoWHead, Vocabulary
 
 __all__ = [
     "BoWHead",
+    "CompletionStates",
     "EMATeacher",
     "FeatureTaps",
     "FrozenTeacher",
     "PixelModel",
     "VisionModel",
     "Vocabulary",
+    "causal_lm",
+    "completion_labels",
     "load_checkpoint",
     "load_exported",
     "save_exported",

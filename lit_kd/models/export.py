@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from lit_kd.files import replacing
+from lit_kd.models.adapter import merged, whole_state
 from lit_kd.models.checkpoint import load_checkpoint
 from lit_kd.models.factory import Normalize, VisionModel, vision_model
 from lit_kd.models.text import find_tokenizer
@@ -22,18 +23,24 @@ def save_exported(network: nn.Module, folder: str | Path, details: dict[str, Any
     """Write ``model.safetensors`` and ``model.json`` (architecture, input statistics, ``details``) into ``folder``.
 
     A network of Hugging Face's is written as ``AutoModel.from_pretrained(folder)`` reads it, with its tokenizer if it
-    has a ``tokenizer_path``; ``model.json`` stands beside.
+    has a ``tokenizer_path``; ``model.json`` stands beside. One with a LoRA adapter is written with the adapter merged
+    into the weights, and the adapter alone, as peft reads it, in the folder ``adapter``.
 
     Under a sharding strategy every rank has to call it; rank 0 writes.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(network, options=options)  # gathers shards, drops the names of wrappers
+    with whole_state(network):
+        state = get_model_state_dict(network, options=options)  # gathers shards, drops the names of wrappers
     _write(network, state, Path(folder), details or {})
     return Path(folder)
 
 
 @rank_zero_only
 def _write(network: nn.Module, state: dict[str, Any], folder: Path, details: dict[str, Any]) -> None:
+    if hasattr(network, "get_base_model"):  # a PeftModel
+        network.save_pretrained(folder / "adapter", state_dict=state)  # type: ignore[operator]
+        network = merged(network, state)
+        state = network.state_dict()
     description: dict[str, Any] = {
         "class": f"{type(network).__module__}.{type(network).__qualname__}",
         "parameters": sum(p.numel() for p in network.parameters()),

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lit_kd.files import pretrained_at
 from lit_kd.models.self_attention import attention_paths
 
 TextBatch = Mapping[str, Tensor]  # what the tokenizer returns, targets, and `index`
@@ -66,10 +67,15 @@ def text_encoder(
     if init == "layers":
         _copy_layers(network, transformers.AutoModel.from_pretrained(path))
     if gradient_checkpointing:
-        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # the second name is that of transformers before 5.20
+        recompute_layers(network)
     network.tokenizer_path = path
     return network.float()  # transformers 5 keeps the precision of the file, and half precision does not train
+
+
+def recompute_layers(network: Any) -> None:
+    """Switch gradient checkpointing on, in the form that also works with frozen embeddings."""
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # the second name is that of transformers before 5.20
 
 
 @torch.no_grad()
@@ -118,11 +124,11 @@ def longest_sequence(network: nn.Module) -> int | None:
 
 
 def find_tokenizer(path: str) -> Any:
-    """The tokenizer of a folder or hub name, or None, with a warning."""
+    """The tokenizer of a folder, hub name or .gguf file, or None, with a warning."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(**pretrained_at(path))
         if len(tokenizer) > len(tokenizer.all_special_ids):  # transformers 5 makes an empty one of a configuration
             return tokenizer
         reason = "it would know special tokens only"
@@ -149,6 +155,6 @@ def check_tokenizers(**readers: Any) -> None:
         what = f"{vocabularies[0]} and {vocabularies[1]} tokens"
     if None not in vocabularies and vocabularies[0] != vocabularies[1]:
         raise ValueError(
-            f"{names.capitalize()} have different tokenizers ({what}): relations are compared token by token, so take "
+            f"{names.capitalize()} have different tokenizers ({what}): they are compared token by token, so take "
             "the teacher's tokenizer for all."
         )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lit_kd.attacks import Protocol, build_suite, evaluate_chunk, join_records, summarize
 from lit_kd.attacks.evaluate import ATTACKS, Records
-from lit_kd.attacks.report import Report, table, wilson_interval
+from lit_kd.attacks.report import Report, table
+from lit_kd.intervals import wilson_interval
 
 EPS = 0.08
 CHEAP = tuple(name for name in ATTACKS if name != "autoattack")

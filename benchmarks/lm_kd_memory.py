@@ -1,0 +1,146 @@
+"""Memory and time of the forward KL of a language model, and the size of stored teacher outputs.
+
+    python -m benchmarks.lm_kd_memory [--memory] [--dtype bfloat16] [--train-head]
+
+Value and gradient from the last states of student and teacher (random) through two heads: with the logits of all tokens
+at once, once as plain PyTorch writes it (``F.kl_div`` of two log-softmaxes) and once with ``forward_kl``; and with
+``chunked_loss``, which calls the teacher's head inside the loss. The heads are frozen, as they are for LoRA;
+--train-head trains the student's.
+
+Time: the variants alternate in one process; medians over the rounds with their range, and the median over rounds of
+the ratio within a round. --memory: peak resident memory above that of heads and states, each variant in a process of
+its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_kd.losses import chunked_loss, forward_kl
+
+Inputs = tuple[Tensor, nn.Linear, Tensor, nn.Linear]  # states and head of the student, then the teacher's
+
+
+def inputs(args: argparse.Namespace) -> Inputs:
+    """Random states and heads."""
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    student, teacher = (nn.Linear(args.width, args.vocabulary, bias=False, dtype=dtype) for _ in range(2))
+    states = torch.randn(2, args.tokens, args.width, dtype=dtype)
+    return (
+        states[0].clone().requires_grad_(),
+        student.requires_grad_(args.train_head),
+        states[1].clone(),
+        teacher.requires_grad_(False),
+    )
+
+
+def plain(states: Tensor, head: nn.Linear, teacher_states: Tensor, teacher_head: nn.Linear) -> Tensor:
+    """Whole logits, PyTorch alone."""
+    log_q = head(states).float().log_softmax(1)
+    log_p = teacher_head(teacher_states).float().log_softmax(1)
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+
+def whole(states: Tensor, head: nn.Linear, teacher_states: Tensor, teacher_head: nn.Linear) -> Tensor:
+    """Whole logits, lit_kd's divergence."""
+    return forward_kl(head(states), teacher_head(teacher_states), reduction="sum")
+
+
+def chunked(states: Tensor, head: nn.Linear, teacher_states: Tensor, teacher_head: nn.Linear, chunk: int) -> Tensor:
+    """Logits of some rows at a time."""
+
+    def loss(logits: Tensor, rows: slice) -> Tensor:
+        return forward_kl(logits, teacher_head(teacher_states[rows]), reduction="sum")
+
+    return chunked_loss(loss, states, head, chunk)
+
+
+def variants(args: argparse.Namespace) -> dict[str, Callable[..., Tensor]]:
+    """What is compared, the first being what ratios are of."""
+    chunks = {f"chunked_loss, {chunk} rows": partial(chunked, chunk=chunk) for chunk in args.chunks}
+    return {"whole, forward_kl": whole, "whole, F.kl_div": plain, **chunks}
+
+
+def peak(args: argparse.Namespace, name: str, results: Any) -> None:
+    """Mebibytes that value and gradient need."""
+    torch.set_num_threads(args.threads)
+    run = variants(args)[name]
+    run(*inputs(argparse.Namespace(**vars(args) | {"vocabulary": 100}))).backward()  # what is loaded once
+    given = inputs(args)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(*given).backward()
+    results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def memory(args: argparse.Namespace) -> None:
+    """The table of memory."""
+    context = multiprocessing.get_context("spawn")
+    first = 0.0
+    for name in variants(args):
+        results = context.SimpleQueue()
+        process = context.Process(target=peak, args=(args, name, results))
+        process.start()
+        number = results.get()
+        process.join()
+        first = first or number
+        print(f"{name:<24} {number:7.0f} MiB  {number / first:.3f}", flush=True)
+
+
+def times(args: argparse.Namespace) -> None:
+    """The table of seconds."""
+    given = inputs(args)
+    states, head = given[:2]
+    runs = variants(args)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(args.rounds):
+        for name, run in runs.items():
+            states.grad = head.weight.grad = None
+            start = time.perf_counter()
+            run(*given).backward()
+            seconds[name].append(time.perf_counter() - start)
+    for name, values in seconds.items():
+        ratio = median(a / b for a, b in zip(values, next(iter(seconds.values())), strict=True))
+        print(f"{name:<24} {median(values):6.1f} s ({min(values):.1f}-{max(values):.1f})  {ratio:.3f}")
+
+
+def sizes(args: argparse.Namespace) -> None:
+    """What the teacher's outputs for a reply of 330 tokens take, uncompressed."""
+    full, top = (330 * args.vocabulary * 4, 330 * 128 * (4 + 4))
+    print(
+        f"330 tokens, float32 logits {full / 1e6:.1f} MB, top 128 (float32, int32) {top / 1e6:.2f} MB: 1/{full // top}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--vocabulary", type=int, default=151936)
+    parser.add_argument("--width", type=int, default=896)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--chunks", type=int, nargs="*", default=[512, 256])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--train-head", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"torch {torch.__version__}, {vars(args)}")
+    sizes(args)
+    memory(args) if args.memory else times(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Rollouts and SSB in two processes: ``ssb_worker.py ddp|fsdp FOLDER``; see obow_worker.py."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from chat_toy import causal, saved
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.strategies import ModelParallelStrategy
+from text_toy import constant
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from toy import quiet_trainer
+
+from lit_kd.datamodules import ArithmeticDataModule
+from lit_kd.datamodules.loading import StreamSampler, build_loader
+from lit_kd.datamodules.text import TextSet
+from lit_kd.language.chat import Example, collate
+from lit_kd.language.engines import Sampling
+from lit_kd.methods import Rollouts, SSBDistill
+from lit_kd.models import causal_lm
+
+
+class Pairs(TextSet):
+    """Completions of 1 to 9 tokens behind two prompts."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.ones(16))
+        draw = torch.Generator().manual_seed(4)
+        self.rows = [
+            [torch.randint(5, 250, (n,), generator=draw).tolist() for n in (3, 6, 1 + 5 * i % 9)] for i in range(16)
+        ]
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        chosen = [self.rows[i] for i in key["index"].tolist()]
+        student = collate([Example(short, completion) for short, _, completion in chosen], 0)
+        teacher = collate([Example(long, completion) for _, long, completion in chosen], 0)
+        return {**student, **{f"teacher_{name}": value for name, value in teacher.items()}, "index": key["index"]}
+
+
+class Data(LightningDataModule):
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> Any:
+        pairs = Pairs()
+        return build_loader(pairs, StreamSampler(pairs.index, self.batch_size, 16, 0), 0, 0, self.trainer)
+
+
+def run(kind: str, devices: int, folder: Path) -> dict[str, Any]:
+    """Four steps of two micro-batches with each teacher, and under DDP the rollouts of a few problems."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    path = saved(folder / f"base{devices}_{rank}", causal(max_position_embeddings=512))
+    results: dict[str, Any] = {}
+    for teacher in ("adapter_off", "network"):
+        torch.manual_seed(0)
+        network = causal_lm(path, lora={"r": 4, "target_modules": "all-linear"})
+        other: Any = causal_lm(path) if teacher == "network" else teacher
+        settings: dict[str, Any] = {"ce_weight": 0.5, "optimizer": partial(torch.optim.AdamW, lr=1e-2), "chunk": 5}
+        module = SSBDistill(network, other, lr_scheduler=constant, **settings)
+        sharded = ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False) if kind == "fsdp" else "ddp"
+        trainer = quiet_trainer(
+            devices=devices,
+            strategy=sharded if devices > 1 else "auto",
+            max_epochs=2,
+            accumulate_grad_batches=2,
+        )
+        trainer.fit(module, Data(4 // devices))
+        results[teacher] = get_model_state_dict(
+            module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+    if kind == "ddp":
+        where = str(folder / f"rollouts{devices}")
+        module = Rollouts(where, Sampling(samples=2, max_new_tokens=8, seed=3), network=causal_lm(path))
+        problems = ArithmeticDataModule(tokenizer=path, samples=7, predict_on="train", eval_batch_size=2)
+        trainer = quiet_trainer(devices=devices, strategy="ddp" if devices > 1 else "auto")
+        trainer.predict(module, problems, return_predictions=False)
+    return results
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    found = run(sys.argv[1], 2, Path(sys.argv[2]))
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, Path(sys.argv[2]) / "results.pt")
+    torch.distributed.destroy_process_group()

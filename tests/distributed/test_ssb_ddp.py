@@ -1,0 +1,27 @@
+"""SSB in two processes equals one: the count of tokens is that of both, and each problem is answered once."""
+
+from pathlib import Path
+
+import obow_worker
+import pytest
+import ssb_worker
+import torch
+
+from lit_kd.language.records import read_records
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_equals_one_process(kind: str, tmp_path: Path) -> None:
+    two = obow_worker.launch(kind, tmp_path, ssb_worker.__file__)
+    torch.set_num_threads(1)
+    one = ssb_worker.run(kind, 1, tmp_path / "one")
+    for teacher in ("adapter_off", "network"):
+        assert two[teacher].keys() == one[teacher].keys() and all("lora_" in key for key in two[teacher])
+        for key, value in one[teacher].items():
+            torch.testing.assert_close(two[teacher][key], value, rtol=1e-3, atol=1e-4, msg=f"{teacher}: {key}")
+    if kind == "ddp":
+        both = read_records(tmp_path / "rollouts2")
+        assert len(list((tmp_path / "rollouts2").glob("rows-*.jsonl"))) == 2
+        assert both == read_records(tmp_path / "one/rollouts1") and [row["index"] for row in both] == list(range(7))
