@@ -3,7 +3,7 @@
     python -m benchmarks.ssb_arithmetic --out runs/ssb_arithmetic --seeds 0 1 2
 
 For each seed a small Llama learns problems of one to three steps, half of them with hints (`ArithmeticDataModule`).
-Then, on new problems of two and three steps, where it is weak, it goes through SSB's stages, and is compared with what
+Then, on new problems of three steps, where it is weak, it goes through SSB's stages, and is compared with what
 else can be done with the same answers:
 
 - base: the model before;
@@ -33,7 +33,7 @@ from lit_kd.language.records import read_records
 from lit_kd.methods import LanguageModel, Refinement, Rollouts, SSBDistill
 from lit_kd.models import causal_lm
 
-ALL_LEVELS, LEVELS = (1, 2, 3), (2, 3)  # of the base's problems, and of those that SSB and the test are about
+ALL_LEVELS, LEVELS = (1, 2, 3), (3,)  # of the base's problems, and of those that SSB and the test are about
 LENGTH = 96  # tokens of an answer
 LORA = {"r": 32, "lora_alpha": 32, "target_modules": "all-linear"}
 SYSTEMS = ("base", "right", "texts", "ssb")
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=40000, help="problems that the base learns from")
     parser.add_argument("--base-epochs", type=int, default=2)
-    parser.add_argument("--problems", type=int, default=4000, help="problems of SSB")
+    parser.add_argument("--problems", type=int, default=3000, help="problems of SSB")
     parser.add_argument("--answers", type=int, default=8, help="to each of them")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=3e-3)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
 
 from lit_kd.language.answers import Kind, answers_match, extract_boxed, grade
 from lit_kd.language.chat import Message
@@ -141,8 +143,9 @@ def acceptable(
 ) -> str | None:
     r"""Why a solution must not be trained on, in a few words, or None: it may be.
 
-    It has ended by itself, has one answer in ``\boxed{}``, which is the gold one (repeating it is no harm), speaks of
-    no attempts and is neither too short nor too long.
+    It has ended by itself, has one answer in ``\boxed{}``, which is the gold one (repeating it is no harm), no false
+    equation between plain numbers, speaks of no attempts and is neither too short nor too long. Equations count since a
+    weak model that is shown the right answer arrives at it in any case.
 
     Args:
         completion: The solution.
@@ -161,6 +164,8 @@ def acceptable(
         >>> acceptable(r"6 * 7 = 42, so \boxed{42}", "stop", "42")
         >>> acceptable(r"The correct response says \boxed{42}", "stop", "42")
         'leak: correct response'
+        >>> acceptable(r"6 * 6 = 42, so \boxed{42}", "stop", "42")
+        'false equation: 6 * 6 = 42'
     """
     if official:
         return None if extract_boxed(completion) == gold else "wrong answer"
@@ -173,6 +178,8 @@ def acceptable(
         return "several answers"
     if not grade(completion, gold, kind).strict:
         return "wrong answer"
+    if (wrong := false_equation(completion)) is not None:
+        return f"false equation: {wrong}"
     lower = completion.lower().replace("\u2019", "'")
     for phrase in leaks:
         if phrase in lower:
@@ -190,6 +197,44 @@ def _boxed(text: str) -> list[str]:
         found.append(content)
         text = text[: text.rindex(f"\\boxed{{{content}")]
     return found
+
+
+_NUMBER = r"\d[\d,]*(?:\.\d+)?"
+_SIGN = r"(?:\s?[-+*/×÷−]\s?|\s[xX]\s)"
+# Numbers and signs between them; neither may be a part of something longer, such as 2x + 3 = 7 or 10/4 = 5/2.
+_EQUATION = re.compile(
+    rf"(?<![\w.,)\]}}^$+*/×÷−-])(?<![+*/×÷−=xX-] )({_NUMBER}(?:{_SIGN}{_NUMBER})+)\s?=\s?({_NUMBER})"
+    rf"(?![\d.,]*[\w(^]|{_SIGN})"
+)
+
+
+def false_equation(text: str) -> str | None:
+    """The first equation of a text that does not hold, such as 12 - 10 = 5; None: all do, as far as they are plain.
+
+    Sums and products of numbers on the left and one number on the right; that may be rounded.
+    """
+    for found in _EQUATION.finditer(text):
+        left, right = found[1].replace(",", ""), found[2].replace(",", "")
+        terms = re.split(r"\s?([-+−])\s?", left)
+        products = [_product(term) for term in terms[::2]]
+        if None in products:  # a division by 0
+            return found[0]
+        total = sum(value if sign == "+" else -value for sign, value in zip(["+", *terms[1::2]], products, strict=True))
+        divided = re.search("[/÷]", left) is not None
+        rounding = Fraction(1, 2 * 10 ** len(right.partition(".")[2])) if divided or "." in right else 0
+        if abs(total - Fraction(right)) > rounding:
+            return found[0]
+    return None
+
+
+def _product(term: str) -> Any:
+    factors = re.split(r"\s?([*/×÷xX])\s?", term)
+    value = Fraction(factors[0])
+    for sign, factor in zip(factors[1::2], map(Fraction, factors[2::2]), strict=True):
+        if sign in "/÷" and factor == 0:
+            return None
+        value = value / factor if sign in "/÷" else value * factor
+    return value
 
 
 def check_template(template: str) -> None:
