@@ -1,6 +1,7 @@
 """The prompts of SSB, and which of the teacher's solutions are trained on."""
 
 import pytest
+from shared_data import DATA
 
 from lit_kd.language.hints import (  # fmt: skip  # noqa: E501
     COMPACT_HINTS,
@@ -9,9 +10,11 @@ from lit_kd.language.hints import (  # fmt: skip  # noqa: E501
     OFFICIAL_HINTS,
     TUTOR,
     acceptable,
+    false_equation,
     hint_prompt,
     question_prompt,
 )
+from lit_kd.language.problems import read_gsm8k
 
 RIGHT, WRONG = "6*7=42\n\\boxed{42}", "6*7=36, {problem}\n\\boxed{36}"
 
@@ -93,3 +96,33 @@ def test_leaks_are_found_in_what_the_prompts_say() -> None:
     for template in (HINTS, OFFICIAL_HINTS):
         assert any(phrase in template.lower() for phrase in LEAKS)
     assert all(phrase == phrase.lower() for phrase in LEAKS)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("13+8=21;21*3=63;63-16=47", None),
+        ("16+8=21", "16+8=21"),
+        ("so 6 * 6 = 42 apples", "6 * 6 = 42"),
+        ("1 + 2*3 = 7 and 1 + 2*3 = 9", "1 + 2*3 = 9"),
+        ("1,000 + 80 = 1,080", None),
+        ("10/3 = 3.33, 7/2 = 4, 2 × 3 = 6, 4 x 5 = 20", None),
+        ("4 x 5 = 21", "4 x 5 = 21"),
+        ("7/2 = 5", "7/2 = 5"),
+        ("3 - 5 = 2", "3 - 5 = 2"),
+        ("5/0 = 1", "5/0 = 1"),
+        ("12 - 10 = 5.", "12 - 10 = 5"),
+        ("2x + 3 = 7; x = 3 + 4; (1+2)*3 = 9; 10/4 = 5/2; -2 + 3 = 1; 3 = 4", None),  # not plain: left alone
+    ],
+)
+def test_false_equations(text: str, wrong: str | None) -> None:
+    assert false_equation(text) == wrong
+    expected = None if wrong is None else f"false equation: {wrong}"
+    assert acceptable(f"{text}\n\\boxed{{7}}", "stop", "7") == expected
+    assert acceptable(f"{text}\n\\boxed{{7}}", "stop", "7", official=True) is None
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data in {DATA}: set LITKD_DATA")
+def test_published_solutions_have_few_false_equations() -> None:
+    solutions = [str(problem.solution) for problem in read_gsm8k(DATA / "gsm8k/train.jsonl")]
+    assert sum(false_equation(solution) is not None for solution in solutions) == 35  # of 7473, shorthand of people
