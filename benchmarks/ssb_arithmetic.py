@@ -9,7 +9,8 @@ else can be done with the same answers:
 - base: the model before;
 - right: fine-tuned on its answers that were right (rejection sampling), as many steps as SSB;
 - texts: fine-tuned on SSB's own texts, `kd_weight=0, ce_weight=1`;
-- ssb: SSBDistill, the adapter-off teacher.
+- ssb: SSBDistill, the adapter-off teacher;
+- ssb_ce: the same with the cross entropy of its texts beside, ``ce_weight=1``.
 
 All by LoRA from the base with one recipe. Numbers are the share of right greedy answers to held-out problems, in
 percent. Every finished run leaves a file in ``out`` and is not run again.
@@ -36,7 +37,7 @@ from lit_kd.models import causal_lm
 ALL_LEVELS, LEVELS = (1, 2, 3), (3,)  # of the base's problems, and of those that SSB and the test are about
 LENGTH = 96  # tokens of an answer
 LORA = {"r": 32, "lora_alpha": 32, "target_modules": "all-linear"}
-SYSTEMS = ("base", "right", "texts", "ssb")
+SYSTEMS = ("base", "right", "texts", "ssb", "ssb_ce")
 
 
 def trainer(epochs: int | None = None, export: Path | None = None) -> Trainer:
@@ -152,8 +153,8 @@ def main() -> None:
     found = [run(args, seed) for seed in args.seeds]
     print("| " + " | ".join(SYSTEMS) + " |\n" + "|---" * len(SYSTEMS) + "|")
     print("| " + " | ".join(spread([numbers[name] for numbers in found]) for name in SYSTEMS) + " |")
-    gains = [numbers["ssb"] - numbers["base"] for numbers in found]
-    print(f"gain of ssb over base: {spread(gains)} points")
+    for name in SYSTEMS[1:]:
+        print(f"gain of {name} over base: {spread([numbers[name] - numbers['base'] for numbers in found])} points")
 
 
 if __name__ == "__main__":
