@@ -118,7 +118,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, float]:
                 data: Any = RightAnswersDataModule(rollouts=str(out / "rollouts"), samples_per_epoch=int(pairs), **ours)
                 return fit(LanguageModel(network, lr=args.lr), data, args.epochs, folder)
             data = SSBDataModule(refined=str(out / "refined"), **ours)
-            weights = {"texts": (0.0, 1.0), "ssb": (1.0, 0.0)}[name]
+            weights = {"texts": (0.0, 1.0), "ssb": (1.0, 0.0), "ssb_ce": (1.0, 1.0)}[name]
             return fit(
                 SSBDistill(network, kd_weight=weights[0], ce_weight=weights[1], lr=args.lr), data, args.epochs, folder
             )
