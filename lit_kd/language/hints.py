@@ -218,12 +218,12 @@ def false_equation(text: str) -> str | None:
         terms = re.split(r"\s?([-+−])\s?", left)
         products = [_product(term) for term in terms[::2]]
         if None in products:  # a division by 0
-            return found[0]
+            return found[0].rstrip(",")
         total = sum(value if sign == "+" else -value for sign, value in zip(["+", *terms[1::2]], products, strict=True))
         divided = re.search("[/÷]", left) is not None
         rounding = Fraction(1, 2 * 10 ** len(right.partition(".")[2])) if divided or "." in right else 0
         if abs(total - Fraction(right)) > rounding:
-            return found[0]
+            return found[0].rstrip(",")
     return None
 
 
