@@ -77,7 +77,24 @@ def _length(example: Example) -> int:
     return len(example.prompt) + len(example.completion)
 
 
-class ProblemDataModule(TextDataModule):
+class CompletionDataModule(TextDataModule):
+    """Texts that end with a completion: chats to train on, validated on those that are held out, or not at all."""
+
+    read_tokenizer = staticmethod(lm_tokenizer)
+    validates_on_test = False
+
+    def load_train(self) -> tuple[TextSet, TextSet]:
+        """The rows to train on, and those held out; a ValueError if none is left."""
+        train, val = super().load_train()
+        if not len(train.index):
+            raise ValueError(
+                f"None of the training rows has a solution and at most max_length={self.max_length} tokens: raise it, "
+                "or give problems with solutions."
+            )
+        return train, val
+
+
+class ProblemDataModule(CompletionDataModule):
     """Problems with answers.
 
     Training and validation batches are chats: `input_ids` and `attention_mask` int64 (B, T), `completion_mask` bool
@@ -97,7 +114,6 @@ class ProblemDataModule(TextDataModule):
     """
 
     kind: Kind
-    read_tokenizer = staticmethod(lm_tokenizer)
 
     def __init__(
         self,
@@ -139,10 +155,6 @@ class ProblemDataModule(TextDataModule):
     def chat(self, index: int, problem: Problem) -> tuple[Prompt, str | None]:
         """Prompt and completion of the training row `index`; None: it has none."""
         return question_prompt(problem.question, self.system_prompt), problem.solution
-
-    def source(self, split: Split) -> Split:
-        """Only held-out problems validate."""
-        return split
 
     def load(self, split: Split) -> list[TextSet]:
         """Tokenise the chats of "train", or read the questions of "test" and "predict"."""

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import eq
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from lit_kd.datamodules.loading import Batch
-from lit_kd.datamodules.problems import ChatSet, ColumnSet, chat_set
-from lit_kd.datamodules.text import Split, TextDataModule, TextSet
+from lit_kd.datamodules.problems import ChatSet, ColumnSet, CompletionDataModule, chat_set
+from lit_kd.datamodules.text import Split, TextSet
 from lit_kd.language.answers import Kind, answers_match
-from lit_kd.language.chat import Example, Prompt, encode_prompt, lm_tokenizer
+from lit_kd.language.chat import Example, Prompt, encode_prompt
 from lit_kd.language.hints import TUTOR, hint_prompt
 from lit_kd.language.records import Row, read_manifest, read_records
 from lit_kd.language.selection import select_rollouts
 from lit_kd.language.teacher_files import missing_logprobs, read_logprobs
 
 
-class HintsDataModule(TextDataModule):
+class StageDataModule(CompletionDataModule):
+    """What a stage before has written into a folder; abstract.
+
+    Attributes:
+        source_name: Of the argument that says where the folder is.
+        folder: Its value.
+    """
+
+    source_name: ClassVar[str]
+    folder: str
+
+    @property
+    def kind(self) -> Kind:
+        """Of the answers."""
+        return read_manifest(self.folder)["kind"]
+
+    def describe(self) -> dict[str, Any]:
+        """What decides on the texts: the manifest of the stage before is part of it."""
+        return {**super().describe(), self.source_name: read_manifest(self.folder)}
+
+
+class HintsDataModule(StageDataModule):
     """Problems that a model answered both right and wrong, with an answer of each kind in the prompt; for ``predict``.
 
     The right answer is the first one, the wrong one the first with the most frequent wrong result, see
@@ -27,6 +49,8 @@ class HintsDataModule(TextDataModule):
     lists: ``question``, ``gold``, ``prompt`` (the chat with the hints), ``student_prompt`` (without), ``right`` and
     ``wrong`` (numbers of the two answers), and ``index`` int64 (B,) of the problem.
     """
+
+    source_name = "rollouts"
 
     def __init__(
         self,
@@ -59,28 +83,20 @@ class HintsDataModule(TextDataModule):
         super().__init__(tokenizer="", seed=seed, eval_batch_size=eval_batch_size, num_workers=num_workers)
         if match not in ("equal", "exact"):
             raise ValueError(f'match={match!r} must be "equal" or "exact".')
-        self.rollouts, self.match = rollouts, match
+        self.folder, self.match = rollouts, match
         self.words: dict[str, Any] = {"official": official, "system": system_prompt, "template": template}
-
-    @property
-    def kind(self) -> Kind:
-        """Of the answers."""
-        return read_manifest(self.rollouts)["kind"]
-
-    def describe(self) -> dict[str, Any]:
-        """What decides on the prompts: the rollouts' own manifest is part of it."""
-        return {**super().describe(), "rollouts": read_manifest(self.rollouts)}
 
     def load(self, split: Split) -> list[TextSet]:
         """Choose two answers of each problem."""
         if split != "predict":
             raise ValueError(f"HintsDataModule has prompts to predict with, and nothing for {split}.")
-        rows = read_records(self.rollouts)
-        chosen = [(row, pair) for row in rows if (pair := self.choose_answers(row)) is not None]
+        rows = read_records(self.folder)
+        match = eq if self.match == "exact" else partial(answers_match, kind=self.kind)
+        chosen = [(row, pair) for row in rows if (pair := self.choose_answers(row, match)) is not None]
         if not chosen:
             right = sum(any(answer["right"] for answer in row["answers"]) for row in rows)
             raise ValueError(
-                f"None of the {len(rows)} problems in {self.rollouts} was answered both right and wrong ({right} were "
+                f"None of the {len(rows)} problems in {self.folder} was answered both right and wrong ({right} were "
                 "answered right at least once): draw more answers, or take problems of another difficulty."
             )
         columns = {
@@ -93,16 +109,11 @@ class HintsDataModule(TextDataModule):
         }
         return [ColumnSet(columns, torch.tensor([row["index"] for row, _ in chosen]))]
 
-    def choose_answers(self, row: Row) -> tuple[int, int] | None:
+    def choose_answers(self, row: Row, match: Callable[[str, str], bool]) -> tuple[int, int] | None:
         """Numbers of a right and a wrong answer; None unless there are both. What was cut counts as published only."""
-        kind = self.kind
-
-        def same(a: str, b: str) -> bool:
-            return answers_match(a, b, kind=kind)
-
         published = self.match == "exact"
         answers = [one["answer"] if published or one["finish_reason"] == "stop" else None for one in row["answers"]]
-        return select_rollouts(answers, row["gold"], eq if published else same, self.seed + row["index"])
+        return select_rollouts(answers, row["gold"], match, self.seed + row["index"])
 
     def prompt(self, row: Row, right: int, wrong: int) -> Prompt:
         """The chat with the hints."""
@@ -110,7 +121,7 @@ class HintsDataModule(TextDataModule):
         return hint_prompt(row["question"], *texts, **self.words)
 
 
-class SSBDataModule(TextDataModule):
+class SSBDataModule(StageDataModule):
     """Accepted solutions behind two prompts: the problem alone for the student, with hints for the teacher.
 
     Batches hold what :func:`lit_kd.language.chat.collate` gives for the student (``input_ids``, ``attention_mask``,
@@ -120,7 +131,7 @@ class SSBDataModule(TextDataModule):
     what ``val_fraction`` holds out, or nothing.
     """
 
-    read_tokenizer = staticmethod(lm_tokenizer)
+    source_name = "refined"
 
     def __init__(
         self,
@@ -152,29 +163,16 @@ class SSBDataModule(TextDataModule):
         super().__init__(tokenizer=tokenizer, max_length=max_length, **settings)
         if student_prompt not in ("chat", "flat"):
             raise ValueError(f'student_prompt={student_prompt!r} must be "chat" or "flat".')
-        self.refined, self.teacher_logits = refined, teacher_logits
+        self.folder, self.teacher_logits = refined, teacher_logits
         self.student_prompt, self.include_eos = student_prompt, include_eos
         self.teacher_temperature: float | None = None  # of the logits, once they are read
 
-    @property
-    def kind(self) -> Kind:
-        """Of the answers."""
-        return read_manifest(self.refined)["kind"]
-
-    def describe(self) -> dict[str, Any]:
-        """What decides on the rows: the manifest of the solutions is part of it."""
-        return {**super().describe(), "refined": read_manifest(self.refined)}
-
-    def source(self, split: Split) -> Split:
-        """Only held-out rows validate."""
-        return split
-
     def load(self, split: Split) -> list[TextSet]:
         """All accepted solutions."""
-        rows = read_records(self.refined)
+        rows = read_records(self.folder)
         accepted = [row for row in rows if row["reason"] is None]
         if not accepted:
-            raise ValueError(f"None of the {len(rows)} solutions in {self.refined} was accepted: see their `reason`.")
+            raise ValueError(f"None of the {len(rows)} solutions in {self.folder} was accepted: see their `reason`.")
         tokenizer = self.tokenizer()
         completions = [row["ids"] if self.include_eos else row["ids"][:-1] for row in accepted]
         prompts = [self.of_student(row["student_prompt"]) for row in accepted]
@@ -201,9 +199,9 @@ class SSBDataModule(TextDataModule):
     def read_manifest_of_logits(self, numbers: Sequence[int]) -> None:
         """See that the teacher's files are of these solutions, and all there."""
         assert self.teacher_logits is not None
-        manifest = read_manifest(self.teacher_logits)
+        manifest, own = read_manifest(self.teacher_logits), self.describe()
         for name in ("refined", "include_eos"):
-            if manifest["data"][name] != self.describe()[name]:
+            if manifest["data"][name] != own[name]:
                 raise ValueError(
                     f"{self.teacher_logits} was written for solutions of another {name}: run TeacherLogits on these."
                 )
@@ -236,13 +234,13 @@ class PairSet(TextSet):
         return batch
 
 
-class RightAnswersDataModule(TextDataModule):
+class RightAnswersDataModule(StageDataModule):
     """The answers in rollouts that were right and ended by themselves, to fine-tune on: the baseline of SSB.
 
     Batches are those of :class:`SSBDataModule` without a teacher; ``index`` is the position of the answer.
     """
 
-    read_tokenizer = staticmethod(lm_tokenizer)
+    source_name = "rollouts"
 
     def __init__(self, *, rollouts: str, tokenizer: str, max_length: int = 2048, **settings: Any) -> None:
         """Check and keep the arguments; rollouts are read in `setup`.
@@ -258,21 +256,12 @@ class RightAnswersDataModule(TextDataModule):
             FileNotFoundError: In `setup`, there are no rollouts.
         """
         super().__init__(tokenizer=tokenizer, max_length=max_length, **settings)
-        self.rollouts = rollouts
-
-    @property
-    def kind(self) -> Kind:
-        """Of the answers."""
-        return read_manifest(self.rollouts)["kind"]
-
-    def source(self, split: Split) -> Split:
-        """Only held-out rows validate."""
-        return split
+        self.folder = rollouts
 
     def load(self, split: Split) -> list[TextSet]:
         """All right answers."""
         tokenizer = self.tokenizer()
-        rows = read_records(self.rollouts)
+        rows = read_records(self.folder)
         right = [
             Example(encode_prompt(tokenizer, row["prompt"]), answer["ids"])
             for row in rows
@@ -280,5 +269,5 @@ class RightAnswersDataModule(TextDataModule):
             if answer["right"] and answer["finish_reason"] == "stop"
         ]
         if not right:
-            raise ValueError(f"None of the answers to the {len(rows)} problems in {self.rollouts} is right.")
+            raise ValueError(f"None of the answers to the {len(rows)} problems in {self.folder} is right.")
         return [chat_set(right, tokenizer.pad_token_id, self.max_length)]

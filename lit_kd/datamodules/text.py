@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -99,6 +99,7 @@ class TextDataModule(LightningDataModule, ABC):
     """
 
     read_tokenizer = staticmethod(load_tokenizer)
+    validates_on_test: ClassVar[bool] = True  # where no text is held out; False: there is no validation then
 
     def __init__(
         self,
@@ -175,13 +176,8 @@ class TextDataModule(LightningDataModule, ABC):
     def load_train(self) -> tuple[TextSet, TextSet]:
         """The training texts, and those of them that are held out for validation."""
         (whole,) = self.load("train")
-        train, val = map(whole.only, self.choose(whole.classes()))
-        if not len(train.index):
-            raise ValueError(
-                f"None of the training rows has a solution and at most max_length={self.max_length} tokens: raise it, "
-                "or give problems with solutions."
-            )
-        return train, val
+        train, val = self.choose(whole.classes())
+        return whole.only(train), whole.only(val)
 
     def choose(self, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Positions of the training and of the validation texts, with like shares of all classes (N,)."""
@@ -189,7 +185,7 @@ class TextDataModule(LightningDataModule, ABC):
 
     def source(self, split: Split) -> Split:
         """The split whose texts another one has: validation without held-out texts is the test."""
-        return "test" if split == "val" and not self.val_fraction else split
+        return "test" if split == "val" and self.validates_on_test and not self.val_fraction else split
 
     def setup(self, stage: str) -> None:
         """Read the sets that the stage needs, once."""

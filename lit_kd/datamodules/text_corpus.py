@@ -39,6 +39,8 @@ class TextCorpusDataModule(TextDataModule):
     earliest document that any of them was at, so that some texts come twice in that pass.
     """
 
+    validates_on_test = False
+
     def __init__(
         self,
         *,
@@ -111,10 +113,6 @@ class TextCorpusDataModule(TextDataModule):
         tokenizer = self.tokenizer()
         padding, room = self.padding(tokenizer), self._room(tokenizer)
         self._stream = TextStream(self.source_documents, tokenizer, padding, room, self.batch_size, self.packed)
-
-    def source(self, split: Split) -> Split:
-        """Only held-out rows validate."""
-        return split
 
     def load(self, split: Split) -> list[TokenSet]:
         """All rows, for any split."""

@@ -3,6 +3,7 @@
 import inspect
 import math
 from abc import ABC
+from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import Metric
 
 from lit_kd.callbacks.random_state import RandomState
@@ -97,6 +98,19 @@ class Distill(LightningModule, ABC):
         if that happens before the checkpoint is read; ``trainer.estimated_stepping_batches`` does it, too.
         """
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    def schedule_by_step(
+        self, optimizer: Optimizer, factor: Callable[[int, int], float], first: float = 0.0
+    ) -> LambdaLR:
+        """A published schedule over ``trainer.max_epochs``, stepped by optimizer steps.
+
+        Args:
+            optimizer: whose rate it scales.
+            factor: of the rate, by the step and the number of steps.
+            first: the factor of step 0, when that number must not be asked for yet.
+        """
+        epochs = self.planned_epochs
+        return LambdaLR(optimizer, lambda step: factor(step, epochs * self.steps_an_epoch()) if step else first)
 
     @property
     def planned_epochs(self) -> int:

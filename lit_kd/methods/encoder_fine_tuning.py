@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_kd.methods.base import Distill
 from lit_kd.methods.schedules import warmup_linear
@@ -79,15 +79,7 @@ class EncoderFineTune(Distill, ABC):
 
     def default_scheduler(self, optimizer: Optimizer) -> LRScheduler:
         """Linear warm-up over a tenth of the steps, linear decay to 0."""
-        epochs = self.planned_epochs
-
-        def factor(step: int) -> float:
-            if step == 0:  # there is at least one step of warm-up; steps_an_epoch() must not be asked yet
-                return 0.0
-            steps = epochs * self.steps_an_epoch()
-            return warmup_linear(step, steps, math.ceil(steps / 10))
-
-        return LambdaLR(optimizer, factor)
+        return self.schedule_by_step(optimizer, lambda step, steps: warmup_linear(step, steps, math.ceil(steps / 10)))
 
 
 def matrices_and_vectors(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

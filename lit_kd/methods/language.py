@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from lit_kd.language.accuracy import AnswerAccuracy
@@ -168,21 +169,20 @@ class LanguageModel(Distill):
 
     # Answers
 
-    @property
+    @cached_property
     def engine(self) -> Engine:
         """What writes the answers.
 
         Raises:
             ValueError: the network is sharded.
         """
-        if self.given_engine is None:
-            if self.device_mesh is not None:
-                raise ValueError(
-                    "A sharded network does not write answers: export it, and test and predict on one device or ddp."
-                )
-            tokenizer = lm_tokenizer(self.network.tokenizer_path)
-            self.given_engine = TransformersEngine(self.network, tokenizer, self.answer_batch_size)
-        return self.given_engine
+        if self.given_engine is not None:
+            return self.given_engine
+        if self.device_mesh is not None:
+            raise ValueError(
+                "A sharded network does not write answers: export it, and test and predict on one device or ddp."
+            )
+        return TransformersEngine(self.network, lm_tokenizer(self.network.tokenizer_path), self.answer_batch_size)
 
     def answers(self, batch: TextBatch) -> list[list[Completion]]:
         """``sampling.samples`` answers to each prompt of a batch."""
@@ -224,15 +224,11 @@ class LanguageModel(Distill):
 
     def default_scheduler(self, optimizer: Optimizer) -> LRScheduler:
         """Linear warm-up and linear decay over the planned epochs."""
-        epochs = self.planned_epochs
-
-        def factor(step: int) -> float:
-            if step == 0:  # steps_an_epoch() must not be asked yet
-                return 1.0 if self.warmup == 0 else 0.0
-            steps = epochs * self.steps_an_epoch()
-            return warmup_linear(step, steps, round(self.warmup * steps))
-
-        return LambdaLR(optimizer, factor)
+        return self.schedule_by_step(
+            optimizer,
+            lambda step, steps: warmup_linear(step, steps, round(self.warmup * steps)),
+            first=1.0 if self.warmup == 0 else 0.0,
+        )
 
 
 def parsed(answer: Answer, kind: Kind) -> bool:

@@ -217,7 +217,8 @@ class SSBDistill(LanguageModel):
             raise ValueError(f'teacher={teacher!r} must be "adapter_off", "offline" or a network.')
         self.vocabulary = common_vocabulary(network, teacher) if isinstance(teacher, nn.Module) else None
         self.teacher = FrozenTeacher(CompletionStates(teacher)) if isinstance(teacher, nn.Module) else teacher
-        self.weights = weights_fingerprint(network, adapter=False)  # here, as the strategy may shard them
+        if self.teacher == "adapter_off":
+            self.weights = weights_fingerprint(network, adapter=False)  # here, as the strategy may shard them
         self.temperature, self.beta = temperature, beta
         self.kd_weight, self.ce_weight = kd_weight, ce_weight
 
@@ -317,6 +318,6 @@ def check_writer(weights: str, data: Any) -> None:
     writer = manifest.get("engine", {}).get("weights")
     if writer not in (None, weights):
         raise ValueError(
-            f"The solutions in {data.refined} were written by a network of other weights (fingerprint {writer}, not "
+            f"The solutions in {data.folder} were written by a network of other weights (fingerprint {writer}, not "
             f"{weights}): give that network, or run the stages again."
         )
