@@ -6,13 +6,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+import two_processes
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -86,30 +85,10 @@ def resumable(seed: int, *callbacks: Callback, checkpoint: str | None = None) ->
     return {"probe": online.state_dict(), "weights": dict(module.state_dict()), "step": trainer.global_step}
 
 
-def launch(kind: str, folder: Path) -> dict[str, Any]:
-    """Run this script in processes of its own; the results."""
-    command = [sys.executable, __file__, kind, str(folder)]
-    # A session of its own, so that after a deadlock the second process ends as well.
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            errors = process.communicate(timeout=240)[1]
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    assert process.returncode == 0, f"exit {process.returncode}: {errors}"
-    return torch.load(folder / "results.pt", weights_only=True)
-
-
-def main(kind: str, folder: Path) -> None:
-    if kind == "killed":
-        resumable(1, Kill(), ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1))
-        return
-    results = run(devices=2)
-    if torch.distributed.get_rank() == 0:
-        torch.save(results, folder / "results.pt")
-    torch.distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1] == "killed":
+        torch.set_num_threads(1)
+        keep = ModelCheckpoint(sys.argv[2], filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        resumable(1, Kill(), keep)
+    else:
+        two_processes.main(lambda kind, folder: run(devices=2))

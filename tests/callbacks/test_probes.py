@@ -8,6 +8,7 @@ import probe_worker
 import pytest
 import torch
 import torch.nn.functional as F
+import two_processes
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
@@ -442,7 +443,7 @@ def without_weights(path: Path) -> str:
 @pytest.mark.slow
 def test_killed_and_resumed_equals_straight_to_the_bit(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="exit -9"):
-        probe_worker.launch("killed", tmp_path)
+        two_processes.launch(probe_worker, "killed", tmp_path)
     straight = probe_worker.resumable(seed=1)
     assert straight["step"] == 6 and straight["probe"]["optimizer"]["state"][0]["step"] == 6
     for step in (2, 3, 4):  # in mid-epoch, after the last batch of an epoch, at the kill
@@ -618,7 +619,7 @@ def test_panel_of_a_fit_a_test_and_of_two_levels(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    two, one = probe_worker.launch("ddp", tmp_path), probe_worker.run(devices=1)
+    two, one = two_processes.launch(probe_worker, "ddp", tmp_path), probe_worker.run(devices=1)
     for key, (first, second) in two["heads"].items():
         assert torch.equal(first, second), key
         torch.testing.assert_close(first, one["heads"][key][0], rtol=1e-3, atol=1e-3, msg=key)

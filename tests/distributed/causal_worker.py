@@ -1,12 +1,12 @@
-"""A causal network with an adapter in two processes: ``causal_worker.py ddp|fsdp FOLDER``; see obow_worker.py."""
+"""A causal network with an adapter in two processes: ``causal_worker.py ddp|fsdp FOLDER``."""
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import two_processes
 from chat_toy import VOCABULARY, saved
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -94,8 +94,4 @@ def run(kind: str, devices: int, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    found = run(sys.argv[1], 2, Path(sys.argv[2]))
-    if torch.distributed.get_rank() == 0:
-        torch.save(found, Path(sys.argv[2]) / "results.pt")
-    torch.distributed.destroy_process_group()
+    two_processes.main(lambda kind, folder: run(kind, 2, folder))

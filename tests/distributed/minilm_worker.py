@@ -1,9 +1,7 @@
-"""MiniLM in two processes: ``python minilm_worker.py ddp|fsdp FOLDER``; see obow_worker.py."""
-
-import sys
-from pathlib import Path
+"""MiniLM in two processes: ``python minilm_worker.py ddp|fsdp FOLDER``."""
 
 import torch
+import two_processes
 from lightning.pytorch.strategies import ModelParallelStrategy
 from minilm_toy import RandomTexts, encoder
 from torch import Tensor
@@ -31,8 +29,4 @@ def run(kind: str, devices: int) -> dict[str, dict[str, Tensor]]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    found = run(sys.argv[1], 2)
-    if torch.distributed.get_rank() == 0:
-        torch.save(found, Path(sys.argv[2]) / "results.pt")
-    torch.distributed.destroy_process_group()
+    two_processes.main(lambda kind, folder: run(kind, 2))

@@ -1,13 +1,11 @@
-"""OBoW in two processes: ``python obow_worker.py ddp|fsdp FOLDER``; see worker.py."""
+"""OBoW in two processes: ``python obow_worker.py ddp|fsdp FOLDER``."""
 
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import two_processes
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -16,7 +14,6 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from toy import quiet_trainer
 
-TESTS = Path(__file__).parents[1]
 NAMES = ("soft", "accumulated", "norm", "drawn")
 
 
@@ -86,26 +83,5 @@ def run_fsdp(folder: Path, devices: int) -> dict[str, dict[str, Tensor]]:
     return results
 
 
-def launch(kind: str, folder: Path, script: str = __file__) -> Any:
-    """Run this script, or another, in two processes; the results."""
-    command = [sys.executable, script, kind, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
-    ) as process:
-        try:
-            errors = process.communicate(timeout=400)[1]
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    assert process.returncode == 0, errors
-    return torch.load(folder / "results.pt", weights_only=True)
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    out = Path(sys.argv[2])
-    found = run_ddp(2) if sys.argv[1] == "ddp" else run_fsdp(out, 2)
-    if torch.distributed.get_rank() == 0:
-        torch.save(found, out / "results.pt")
-    torch.distributed.destroy_process_group()
+    two_processes.main(lambda kind, folder: run_ddp(2) if kind == "ddp" else run_fsdp(folder, 2))

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import causal_worker
-import obow_worker
 import pytest
 import torch
+import two_processes
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_equals_one_process(kind: str, tmp_path: Path) -> None:
-    two = obow_worker.launch(kind, tmp_path, causal_worker.__file__)
+    two = two_processes.launch(causal_worker, kind, tmp_path)
     torch.set_num_threads(1)
     one = causal_worker.run(kind, 1, tmp_path / "one")
     for name in ("adapter", "whole", "resumed"):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import two_processes
 import worker
 
 from lit_kd.datamodules import DigitsDataModule
@@ -15,7 +16,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("ddp")
-    return worker.launch("ddp", folder)
+    return two_processes.launch(worker, "ddp", folder)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import two_processes
 import worker
 from torch.distributed.checkpoint import FileSystemReader
 
@@ -21,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> dict[Any, Any]:
-    return worker.launch("fsdp", folder)
+    return two_processes.launch(worker, "fsdp", folder)
 
 
 @both_forms

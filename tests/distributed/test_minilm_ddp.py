@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import minilm_worker
-import obow_worker
 import pytest
 import torch
+import two_processes
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_equals_one_process(kind: str, tmp_path: Path) -> None:
-    two = obow_worker.launch(kind, tmp_path, minilm_worker.__file__)
+    two = two_processes.launch(minilm_worker, kind, tmp_path)
     torch.set_num_threads(1)
     one = minilm_worker.run(kind, 1)
     for relations, expected in one.items():

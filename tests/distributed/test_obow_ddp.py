@@ -6,6 +6,7 @@ from typing import Any
 import obow_worker
 import pytest
 import torch
+import two_processes
 from torch import Tensor
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -13,7 +14,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return obow_worker.launch("ddp", tmp_path_factory.mktemp("obow_ddp"))
+    return two_processes.launch(obow_worker, "ddp", tmp_path_factory.mktemp("obow_ddp"))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_words_are_not_broadcast_before_each_forward(two: dict[str, Any]) -> Non
 
 
 def test_fsdp2_equals_one_process_and_resumes(tmp_path: Path) -> None:
-    sharded = obow_worker.launch("fsdp", tmp_path)
+    sharded = two_processes.launch(obow_worker, "fsdp", tmp_path)
     torch.set_num_threads(1)
     (tmp_path / "one").mkdir()
     single = obow_worker.run_fsdp(tmp_path / "one", 1)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import obow_worker
 import pytest
 import ssb_worker
 import torch
+import two_processes
 
 from lit_kd.language.records import read_records
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_equals_one_process(kind: str, tmp_path: Path) -> None:
-    two = obow_worker.launch(kind, tmp_path, ssb_worker.__file__)
+    two = two_processes.launch(ssb_worker, kind, tmp_path)
     torch.set_num_threads(1)
     one = ssb_worker.run(kind, 1, tmp_path / "one")
     for teacher in ("adapter_off", "network"):

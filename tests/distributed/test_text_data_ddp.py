@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import obow_worker
 import pytest
 import text_data_worker
 import torch
+import two_processes
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return obow_worker.launch("ddp", tmp_path_factory.mktemp("text_data"), text_data_worker.__file__)
+    return two_processes.launch(text_data_worker, "ddp", tmp_path_factory.mktemp("text_data"))
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import obow_worker
 import pytest
 import text_worker
 import torch
+import two_processes
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return obow_worker.launch("ddp", tmp_path_factory.mktemp("text_ddp"), text_worker.__file__)
+    return two_processes.launch(text_worker, "ddp", tmp_path_factory.mktemp("text_ddp"))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_answers_are_in_one_file(one: dict[str, Any], two: dict[str, Any]) -> No
 
 
 def test_fsdp2_equals_one_process(tmp_path: Path) -> None:
-    sharded = obow_worker.launch("fsdp", tmp_path, text_worker.__file__)
+    sharded = two_processes.launch(text_worker, "fsdp", tmp_path)
     torch.set_num_threads(1)
     single = text_worker.run_fsdp(devices=1)
     torch.testing.assert_close(sharded, single, rtol=1e-3, atol=1e-3)

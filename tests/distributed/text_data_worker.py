@@ -1,10 +1,10 @@
-"""Text data modules in two processes: ``python text_data_worker.py ddp FOLDER``; see worker.py."""
+"""Text data modules in two processes: ``python text_data_worker.py ddp FOLDER``."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import two_processes
 from datamodules.text_files import tokenizer
 from datamodules.text_recorder import Recorder, corpus, words
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -82,9 +82,4 @@ def resumed_stream(path: str, folder: Path, num_workers: int) -> dict[str, list[
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    out = Path(sys.argv[2])
-    results = run(out / "two", 2)
-    if torch.distributed.get_rank() == 0:
-        torch.save(results, out / "results.pt")
-    torch.distributed.destroy_process_group()
+    two_processes.main(lambda kind, folder: run(folder / "two", 2))

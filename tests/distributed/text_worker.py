@@ -1,12 +1,11 @@
-"""Fine-tuning of text encoders in two processes: ``python text_worker.py ddp|fsdp FOLDER``; see worker.py."""
+"""Fine-tuning of text encoders in two processes: ``python text_worker.py ddp|fsdp FOLDER``."""
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
+import two_processes
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from text_toy import TinyGLUE, TinySQuAD, classifier, reader, sgd, weights
@@ -83,8 +82,4 @@ def run_fsdp(devices: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    found = run_ddp(2) if sys.argv[1] == "ddp" else run_fsdp(2)
-    if torch.distributed.get_rank() == 0:
-        torch.save(found, Path(sys.argv[2]) / "results.pt")
-    torch.distributed.destroy_process_group()
+    two_processes.main(lambda kind, folder: run_ddp(2) if kind == "ddp" else run_fsdp(2))

@@ -4,16 +4,13 @@ Lightning starts the second process by running this script again. Rank 0 saves t
 """
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import two_processes
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -203,32 +200,14 @@ def run_fsdp_teacher(devices: int) -> Tensor:
     return module.centroid_table
 
 
-def launch(kind: str, folder: Path) -> dict[Any, Any]:
-    """Run this script in two processes; the results."""
-    command = [sys.executable, __file__, kind, str(folder)]
-    # A session of its own, so that after a deadlock the second process ends as well.
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            errors = process.communicate(timeout=400)[1]
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    assert process.returncode == 0, errors
-    return torch.load(folder / "results.pt", weights_only=True)
-
-
-def main(kind: str, folder: Path) -> None:
+def run(kind: str, folder: Path) -> dict[Any, Any]:
     if kind == "ddp":
-        results: dict[Any, Any] = run_ddp(devices=2)
-    else:
-        results = {distributed: run_fsdp(folder / str(distributed), distributed) for distributed in (True, False)}
-        results["lacking"] = resume_from_lacking(folder / "False")
-        results["centroids"] = run_fsdp_teacher(devices=2)
-    if torch.distributed.get_rank() == 0:
-        torch.save(results, folder / "results.pt")
-    torch.distributed.destroy_process_group()
+        return run_ddp(devices=2)
+    results: dict[Any, Any] = {whole: run_fsdp(folder / str(whole), whole) for whole in (True, False)}
+    results["lacking"] = resume_from_lacking(folder / "False")
+    results["centroids"] = run_fsdp_teacher(devices=2)
+    return results
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2]))
+    two_processes.main(run)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from chat_toy import VOCABULARY, causal, saved
+from ssb_toy import as_if_accepted, as_if_answered
 from toy import quiet_trainer
 
 from lit_kd.datamodules import ArithmeticDataModule, HintsDataModule, RightAnswersDataModule, SSBDataModule
@@ -388,17 +389,10 @@ def test_solutions_of_another_network(path: str, tmp_path: Path) -> None:
     sampling = Sampling(samples=2, max_new_tokens=3)
     quiet_trainer().predict(Rollouts(first, sampling, network=network), problems(path))
     assert "weights" in read_manifest(first)["engine"]
-    rows = read_records(first)
-    for row in rows:  # as if they had been right and wrong
-        row["answers"][0].update(answer=row["gold"], right=True, finish_reason="stop")
-        row["answers"][1].update(answer="x", right=False, finish_reason="stop")
-    (Path(first) / "rows-00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    as_if_answered(first)
     hints = HintsDataModule(rollouts=first, match="exact", template=TEMPLATE, eval_batch_size=3)
     quiet_trainer().predict(Refinement(second, Sampling(max_new_tokens=3), network=network, attempts=1), hints)
-    rows = read_records(second)
-    for row in rows:
-        row.update(reason=None)
-    (Path(second) / "rows-00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    as_if_accepted(second)
     data = SSBDataModule(refined=second, tokenizer=path, batch_size=4)
     quiet_trainer(max_epochs=1).fit(SSBDistill(causal_lm(path, lora=LORA)), data)
     stranger = saved(tmp_path / "stranger", causal(seed=5, max_position_embeddings=600))
