@@ -14,6 +14,7 @@ _PUBLIC = {
         "DefensiveDistill",
         "Distill",
         "FineTune",
+        "LanguageDistill",
         "LanguageModel",
         "LinearEvaluation",
         "MCMIDistill",

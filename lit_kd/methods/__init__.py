@@ -4,6 +4,7 @@ from lit_kd.methods.base import Distill
 from lit_kd.methods.classifier import Classifier
 from lit_kd.methods.defensive import DefensiveDistill
 from lit_kd.methods.language import LanguageModel
+from lit_kd.methods.language_distill import LanguageDistill
 from lit_kd.methods.linear_evaluation import FineTune, LinearEvaluation
 from lit_kd.methods.mcmi import MCMIDistill, MCMITeacher
 from lit_kd.methods.minilm import MiniLMDistill, needs_assistant
@@ -18,6 +19,7 @@ __all__ = [
     "DefensiveDistill",
     "Distill",
     "FineTune",
+    "LanguageDistill",
     "LanguageModel",
     "LinearEvaluation",
     "MCMIDistill",

@@ -138,7 +138,7 @@ class LanguageModel(Distill):
     def read(self, batch: TextBatch, read: Any) -> Any:
         """``read(states, head)`` of the states that predict the batch's completion tokens."""
         assert self.student is not None
-        return self.student(read, batch["input_ids"], batch["attention_mask"], entry(batch, "completion_mask"))
+        return self.student(read, **completion_inputs(batch))
 
     def chunked_sums(
         self, losses: dict[str, TokenLoss], weights: Tensor, states: Tensor, head: Head
@@ -234,6 +234,11 @@ class LanguageModel(Distill):
 def parsed(answer: Answer, kind: Kind) -> bool:
     """Whether an answer of that kind stands where answers belong."""
     return answer.source in ("boxed", "hash", "phrase") and (kind == "math" or answer.value is not None)
+
+
+def completion_inputs(batch: TextBatch, prefix: str = "") -> dict[str, Tensor]:
+    """What :class:`lit_kd.models.CompletionStates` reads of a batch whose names begin with ``prefix``."""
+    return {name: entry(batch, prefix + name) for name in ("input_ids", "attention_mask", "completion_mask")}
 
 
 def token_weights(completion_mask: Tensor, reduction: Literal["token", "sequence"]) -> Tensor:

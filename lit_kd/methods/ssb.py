@@ -10,7 +10,6 @@ Mitra and Ulukus, arXiv:2512.05105. Four stages, each a command that goes on aft
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -24,22 +23,11 @@ from lit_kd.language.records import Records, Row, read_records
 from lit_kd.language.teacher_files import write_logprobs
 from lit_kd.losses import generalized_jsd, topk_kl
 from lit_kd.methods.encoder_fine_tuning import entry
-from lit_kd.methods.language import (
-    Head,
-    LanguageModel,
-    TextBatch,
-    TokenLoss,
-    common_vocabulary,
-    cross_entropy,
-    token_weights,
-)
+from lit_kd.methods.language import Head, LanguageModel, TextBatch, TokenLoss, completion_inputs
+from lit_kd.methods.language_distill import Divergence, LanguageDistill, TeacherRows
 from lit_kd.methods.rollouts import Rollouts, problems, weights_fingerprint
-from lit_kd.models.causal import CompletionStates
-from lit_kd.models.modes import eval_mode
-from lit_kd.models.teacher import FrozenTeacher
 
 REFINEMENT = Sampling(temperature=0.4, top_k=50)  # as published
-TeacherRows = Callable[[slice], Tensor]  # the teacher's logits of some completion tokens
 
 
 class Refinement(Rollouts):
@@ -132,7 +120,7 @@ class TeacherLogits(LanguageModel):
         """Write the files of a batch, unless they are all there."""
         if set(batch["index"].tolist()) <= self.records.done:
             return
-        logprobs, indices = self.read(teacher_inputs(batch), self.largest)
+        logprobs, indices = self.read(completion_inputs(batch, "teacher_"), self.largest)
         lengths = batch["teacher_completion_mask"].sum(1).tolist()
         rows = []
         for number, *kept in zip(batch["index"].tolist(), logprobs.split(lengths), indices.split(lengths), strict=True):
@@ -161,7 +149,7 @@ class TeacherLogits(LanguageModel):
             )
 
 
-class SSBDistill(LanguageModel):
+class SSBDistill(LanguageDistill):
     """Train the model without hints towards its own distributions with them.
 
         loss = kd_weight tau^2 / N sum over reply tokens of D(p || q) + ce_weight CE
@@ -190,6 +178,8 @@ class SSBDistill(LanguageModel):
             training, without files or with those of another temperature.
     """
 
+    named_teachers = ("adapter_off", "offline")
+
     def __init__(
         self,
         network: nn.Module,
@@ -200,27 +190,14 @@ class SSBDistill(LanguageModel):
         beta: float = 0.0,
         **settings: Any,
     ) -> None:
-        super().__init__(network, **settings)
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature} must be positive.")
-        if min(kd_weight, ce_weight) < 0 or kd_weight + ce_weight == 0:
-            raise ValueError(f"kd_weight={kd_weight} and ce_weight={ce_weight} must not be negative, and not both 0.")
+        super().__init__(network, teacher, temperature, kd_weight, ce_weight, **settings)  # type: ignore[arg-type]
         if not 0 <= beta <= 1:
             raise ValueError(f"beta={beta} must lie in [0, 1].")
-        if teacher == "adapter_off" and kd_weight and not hasattr(network, "disable_adapter"):
-            raise ValueError('teacher="adapter_off" is the network without its adapter, and it has none: give lora.')
         if teacher == "offline" and beta:
             raise ValueError(f'teacher="offline" keeps the largest classes only, which beta={beta} needs all: set 0.')
-        if teacher is network:
-            raise ValueError("network and teacher are one object, and the teacher is frozen: build two.")
-        if not isinstance(teacher, nn.Module) and teacher not in ("adapter_off", "offline"):
-            raise ValueError(f'teacher={teacher!r} must be "adapter_off", "offline" or a network.')
-        self.vocabulary = common_vocabulary(network, teacher) if isinstance(teacher, nn.Module) else None
-        self.teacher = FrozenTeacher(CompletionStates(teacher)) if isinstance(teacher, nn.Module) else teacher
-        if self.teacher == "adapter_off":
+        if teacher == "adapter_off":
             self.weights = weights_fingerprint(network, adapter=False)  # here, as the strategy may shard them
-        self.temperature, self.beta = temperature, beta
-        self.kd_weight, self.ce_weight = kd_weight, ce_weight
+        self.beta = beta
 
     def on_fit_start(self) -> None:
         """See that the solutions are the network's own, and stored distributions of this temperature."""
@@ -236,80 +213,28 @@ class SSBDistill(LanguageModel):
                     "give teacher_logits, written at the temperature of the training."
                 )
 
-    def loss_sums(self, batch: TextBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """Sums of the terms over a batch, and the number of tokens (or texts) in it."""
-        weights = token_weights(batch["completion_mask"], self.reduction)
+    def teacher_inputs(self, batch: TextBatch) -> dict[str, Tensor]:
+        """The hint prompt and the same completion."""
+        return completion_inputs(batch, "teacher_")
 
-        def sums(states: Tensor, head: Head, teacher: TeacherRows | None = None) -> dict[str, Tensor]:
-            return self.chunked_sums(self.token_losses(batch, teacher), weights, states, head)
-
-        read: Any = sums
-        if self.kd_weight and self.teacher == "adapter_off":
-            read = self.beside_adapter_off(batch, sums)
-        elif self.kd_weight and isinstance(self.teacher, FrozenTeacher):
-            read = self.beside_network(batch, self.teacher, sums)
-        return self.read(batch, read), weights.sum().round()
+    def divergence(self, batch: TextBatch) -> Divergence:
+        """D of each token."""
+        settings: Any = {"temperature": self.temperature, "beta": self.beta, "reduction": "none"}
+        return lambda student, teacher, rows: generalized_jsd(student, teacher, **settings)
 
     def token_losses(self, batch: TextBatch, teacher: TeacherRows | None = None) -> dict[str, TokenLoss]:
         """Divergence from the teacher's logits, or from the batch's stored log-probabilities, and cross entropy."""
-        losses: dict[str, TokenLoss] = {}
-        if self.kd_weight:
-            factor = self.kd_weight * self.temperature**2
-            divergence = self.from_stored(batch) if teacher is None else self.from_logits(teacher)
+        losses = super().token_losses(batch, teacher)
+        if self.kd_weight and self.teacher == "offline":
+            factor, divergence = self.kd_weight * self.temperature**2, self.from_stored(batch)
             losses["kd"] = lambda logits, rows: factor * divergence(logits, rows)
-        if self.ce_weight:
-            ce = cross_entropy(batch)
-            losses["ce"] = lambda logits, rows: self.ce_weight * ce(logits, rows)
         return losses
-
-    def from_logits(self, teacher: TeacherRows) -> TokenLoss:
-        """D of each token, the teacher's logits at hand."""
-        settings: Any = {"temperature": self.temperature, "beta": self.beta, "reduction": "none"}
-        size = self.vocabulary
-        return lambda logits, rows: generalized_jsd(logits[:, :size], teacher(rows)[:, :size], **settings)
 
     def from_stored(self, batch: TextBatch) -> TokenLoss:
         """KL over the stored classes and the rest as one class: at most the whole KL."""
         indices, logprobs = entry(batch, "teacher_indices"), entry(batch, "teacher_logprobs")
         settings: Any = {"temperature": self.temperature, "reduction": "none"}
         return lambda logits, rows: topk_kl(logits, indices[rows], logprobs[rows], **settings)
-
-    def beside_adapter_off(self, batch: TextBatch, sums: Any) -> Any:
-        """The teacher's states first, as its pass may not lie inside of the student's, which is the same module."""
-        with torch.no_grad(), eval_mode(self.network), self.network.disable_adapter():
-            theirs = self.student(lambda states, head: states, **teacher_inputs(batch))  # type: ignore[misc]
-
-        def read(states: Tensor, head: Head) -> Any:
-            def teacher(rows: slice) -> Tensor:
-                with torch.no_grad(), self.network.disable_adapter():
-                    return head(theirs[rows])
-
-            return sums(states, head, teacher)
-
-        return read
-
-    def beside_network(self, batch: TextBatch, network: FrozenTeacher, sums: Any) -> Any:
-        """The teacher's pass inside of the student's: FSDP has the weights of both heads gathered there alone."""
-
-        def read(states: Tensor, head: Head) -> Any:
-            graph = torch.is_grad_enabled()
-
-            def read_teacher(theirs: Tensor, their_head: Head) -> Any:
-                def teacher(rows: slice) -> Tensor:
-                    with torch.no_grad():
-                        return their_head(theirs[rows])
-
-                with torch.set_grad_enabled(graph):
-                    return sums(states, head, teacher)
-
-            return network(read_teacher, **teacher_inputs(batch))
-
-        return read
-
-
-def teacher_inputs(batch: TextBatch) -> dict[str, Tensor]:
-    """What the teacher reads: the hint prompt and the same completion."""
-    return {name: entry(batch, f"teacher_{name}") for name in ("input_ids", "attention_mask", "completion_mask")}
 
 
 def check_writer(weights: str, data: Any) -> None:
