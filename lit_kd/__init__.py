@@ -38,6 +38,7 @@ _PUBLIC = {
         "GSM8KDataModule",
         "HintsDataModule",
         "ImageFolderDataModule",
+        "InstructionDataModule",
         "MATH500DataModule",
         "MultiCropViews",
         "RightAnswersDataModule",

@@ -6,6 +6,7 @@ from lit_kd.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from lit_kd.datamodules.digits import DigitsDataModule
 from lit_kd.datamodules.glue import GLUEDataModule
 from lit_kd.datamodules.image_folder import ImageFolderDataModule
+from lit_kd.datamodules.instructions import InstructionDataModule
 from lit_kd.datamodules.problems import AIME24DataModule, GSM8KDataModule, MATH500DataModule, ProblemDataModule
 from lit_kd.datamodules.squad import SQuADDataModule
 from lit_kd.datamodules.ssb import HintsDataModule, RightAnswersDataModule, SSBDataModule
@@ -25,6 +26,7 @@ __all__ = [
     "HintsDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
+    "InstructionDataModule",
     "MATH500DataModule",
     "MultiCropViews",
     "ProblemDataModule",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lit_kd.language.answers import canonical_number, gsm8k_gold
 
@@ -31,6 +31,7 @@ class Problem:
     gold: str
 
 
+T = TypeVar("T")
 Parse = Callable[[Mapping[str, Any]], Problem]
 
 
@@ -96,15 +97,30 @@ def aime_problem(row: Mapping[str, Any]) -> Problem:
 
 
 def read_problems(path: str | Path, parse: Parse) -> list[Problem]:
-    """Problems of a JSONL file, UTF-8, one a line; blank lines are left out.
+    """Problems of a JSONL file.
 
     Raises:
         ValueError: It holds no problem, or one that ``parse`` refuses.
         FileNotFoundError: There is no such file.
     """
+    return read_rows(path, parse, "problem")
+
+
+def read_rows(path: str | Path, parse: Callable[[Mapping[str, Any]], T], what: str) -> list[T]:
+    """What ``parse`` makes of the lines of a JSONL file, UTF-8, one row a line; blank lines are left out.
+
+    Args:
+        path: Of the file.
+        parse: Gets a row, and raises a ValueError that says what is wrong with it.
+        what: A word for a row.
+
+    Raises:
+        ValueError: It holds no row, or one that ``parse`` refuses; the sentence has the line's number.
+        FileNotFoundError: There is no such file.
+    """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: give a file with a problem in JSON on each line.")
-    problems = []
+        raise FileNotFoundError(f"{path} does not exist: give a file with one {what} in JSON on each line.")
+    rows = []
     # Bytes are split by hand: str.splitlines knows more ends of lines than JSON escapes.
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
         if not line.strip():
@@ -113,12 +129,12 @@ def read_problems(path: str | Path, parse: Parse) -> list[Problem]:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError("it is not an object with columns")
-            problems.append(parse(row))
+            rows.append(parse(row))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is no problem: {str(error).rstrip('.')}.") from error
-    if not problems:
-        raise ValueError(f"{path} holds no problem.")
-    return problems
+            raise ValueError(f"{path}, line {number}, is no {what}: {str(error).rstrip('.')}.") from error
+    if not rows:
+        raise ValueError(f"{path} holds no {what}.")
+    return rows
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

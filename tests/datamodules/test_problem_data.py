@@ -364,7 +364,7 @@ def test_bad_input_says_so(build: Any, sentence: str, path: str, tmp_path: Path)
 
 
 def test_missing_files(path: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="train.jsonl does not exist: give a file with a problem"):
+    with pytest.raises(FileNotFoundError, match="train.jsonl does not exist: give a file with one problem"):
         GSM8KDataModule(tokenizer=path, root=tmp_path).setup("fit")
 
 
