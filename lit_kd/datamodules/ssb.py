@@ -192,7 +192,7 @@ class SSBDataModule(StageDataModule):
 
     def of_student(self, prompt: Prompt) -> Prompt:
         """The prompt that the student sees."""
-        if self.student_prompt == "chat" or isinstance(prompt, str):
+        if self.student_prompt == "chat" or not isinstance(prompt, list):
             return prompt
         return " ".join(message["content"] for message in prompt)
 

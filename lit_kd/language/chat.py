@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]  # role and content
-Prompt = str | list[Message]  # a text as it is, or a chat that ends before the assistant's turn
+Prompt = str | list[Message] | tuple[int, ...]  # a text as it is, a chat that ends before the assistant's turn, or ids
 _CONTENT = "CONTENT"
 
 
@@ -50,7 +50,7 @@ def lm_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Ids of a chat in the tokenizer's template, opened for the assistant, or of a text as it is.
+    """Ids of a chat in the tokenizer's template, opened for the assistant, or of a text as it is; ids stay as they are.
 
     A text gets the special tokens that the tokenizer puts in front (one BOS, also where the text begins with it), and
     none behind; a template writes its own.
@@ -59,6 +59,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
         ValueError: a chat without a template, that is empty or ends with the assistant's turn, or that the template
             refuses.
     """
+    if isinstance(prompt, tuple):
+        return list(prompt)
     if isinstance(prompt, str):
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         front = list(special_frame(tokenizer)[0])

@@ -213,6 +213,49 @@ def test_context_is_not_overrun(folder: str, tmp_path: Path) -> None:
         own.generate(["a", "1234567890123456"], Sampling(8))
 
 
+def test_ids_are_prompts(folder: str) -> None:
+    own = engine(folder)
+    ids: list[Any] = [tuple(encode_prompt(own.tokenizer, prompt)) for prompt in PROMPTS]
+    assert own.generate(ids, Sampling(6, seed=2)) == own.generate(PROMPTS, Sampling(6, seed=2))
+    with pytest.raises(ValueError, match="Prompt 1 is empty"):
+        own.generate([ids[0], ()], Sampling(2))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_budgets_cut_rows_that_share_a_batch(temperature: float, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, sampling = engine(folder), Sampling(12, temperature=temperature, samples=2, seed=5)
+    whole = own.generate(PROMPTS, sampling)
+    budgets = [3, 12, 1, 40, 7]
+    network: Any = own.network
+    steps = []
+    monkeypatch.setattr(network, "forward", lambda *a, f=network.forward, **k: (steps.append(1), f(*a, **k))[1])
+    found = own.generate(PROMPTS, sampling, budgets=budgets)
+    assert len(steps) <= 12  # one batch
+    assert any(completion.finish_reason == "length" for row in found for completion in row)
+    for long, short, budget in zip(whole, found, budgets, strict=True):
+        for straight, cut in zip(long, short, strict=True):
+            assert straight.ids is not None and cut.ids == straight.ids[:budget]
+            ended = cut.ids[-1] in (EOS, END)
+            assert cut.finish_reason == ("stop" if ended else "length") and cut.completion_tokens == len(cut.ids)
+            assert ended or cut.completion_tokens == min(budget, 12)
+    assert engine(folder, 1).generate(PROMPTS, sampling, budgets=budgets) == found
+    steps.clear()
+    own.generate(PROMPTS, sampling, budgets=[2] * 5)
+    assert len(steps) == 2  # all are done: nobody waits for max_new_tokens
+    for bad in ([1], [0, 1, 1, 1, 1]):
+        with pytest.raises(ValueError, match="budgets must be a number from 1 for each of 5 prompts"):
+            own.generate(PROMPTS, sampling, budgets=bad)
+
+
+def test_budgets_in_a_tight_context(tmp_path: Path) -> None:
+    path = saved(tmp_path, causal("gpt2", max_position_embeddings=16))
+    own = TransformersEngine(causal_lm(path), lm_tokenizer(path))
+    prompts: list[Any] = [tuple(range(70, 70 + n)) for n in (3, 15, 8, 8)]
+    found = own.generate(prompts, Sampling(16, temperature=0), budgets=[13, 1, 5, 9])
+    alone = [own.generate([p], Sampling(b, temperature=0))[0] for p, b in zip(prompts, [13, 1, 5, 8], strict=True)]
+    assert found == alone
+
+
 def test_description(folder: str) -> None:
     expected = {"kind": "transformers", "model": folder, "class": "LlamaForCausalLM", "dtype": "float32"}
     assert engine(folder).describe() == expected == engine(folder, lora={"r": 2}).describe()
@@ -284,6 +327,10 @@ def test_vllm_gets_ids_and_all_settings(folder: str, monkeypatch: pytest.MonkeyP
     assert parameters == [{**expected, "repetition_penalty": 1.0, "stop_token_ids": [END, EOS]}] * 4
     assert found[0][0] == Completion(tokenizer.decode([70]), "stop", (70, END), len(ids[0]), 2)
     assert [completion.finish_reason for row in found for completion in row] == ["stop", "length", "error", "stop"]
+    StubLLM.asked.clear()
+    own.generate([(70, 71), "a"], Sampling(9), budgets=[4, 30])
+    assert [settings["max_tokens"] for _, settings in StubLLM.asked] == [4, 9]
+    assert StubLLM.asked[0][0] == {"prompt_token_ids": [70, 71]}
     assert own.describe() == {"kind": "vllm", "model": folder, "settings": {"dtype": "float32"}}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_kd.language.chat import Example, Prompt, collate, encode_prompt, end_tokens
-from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, uniforms
+from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, limits, uniforms
 from lit_kd.models.causal import whole_network
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.text import longest_sequence
@@ -53,9 +52,15 @@ class TransformersEngine(Engine):
         return {"kind": "transformers", "model": path, "class": type(base).__name__, "dtype": dtype}
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        keys: Sequence[int] | None = None,
+        budgets: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """See :class:`Engine`. A completion that reaches the end of the network's context is cut there ("length").
+
+        Prompts of different budgets share batches.
 
         Raises:
             ValueError: a prompt that fills the context, or that can't be encoded; a sharded network.
@@ -63,23 +68,22 @@ class TransformersEngine(Engine):
         base = whole_network(self.network)
         if any(isinstance(parameter, DTensor) for parameter in base.parameters()):
             raise ValueError("The network is sharded: generate before or after the training, in a stage of its own.")
+        wanted = limits(prompts, sampling, budgets)
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        limits = [_limit(base, ids, number, sampling) for number, ids in enumerate(encoded)]
+        context = longest_sequence(base)
+        most = [_within(context, ids, n, limit) for n, (ids, limit) in enumerate(zip(encoded, wanted, strict=True))]
         rows = [
-            _Row(position, sample, encoded[position], limits[position], draw)
+            _Row(position, sample, encoded[position], most[position], draw)
             for position, sample, draw in draws(prompts, sampling, keys)
         ]
         rows.sort(key=lambda row: -len(row.prompt))  # little padding, and the largest batch comes first
         results: list[list[Any]] = [[None] * sampling.samples for _ in prompts]
-        for limit, group in groupby(rows, key=lambda row: row.limit):
-            equals = list(group)
-            for start in range(0, len(equals), self.batch_size):
-                batch = equals[start : start + self.batch_size]
-                for row, completion in zip(batch, self._complete(base, batch, limit, sampling), strict=True):
-                    results[row.position][row.sample] = completion
+        for batch in _batches(rows, self.batch_size, context):
+            for row, completion in zip(batch, self._complete(base, batch, sampling), strict=True):
+                results[row.position][row.sample] = completion
         return results
 
-    def _complete(self, network: Any, rows: list[_Row], limit: int, sampling: Sampling) -> Iterator[Completion]:
+    def _complete(self, network: Any, rows: list[_Row], sampling: Sampling) -> Iterator[Completion]:
         from transformers import GenerationConfig
 
         pad = self.tokenizer.pad_token_id or 0
@@ -87,17 +91,19 @@ class TransformersEngine(Engine):
         device = next(network.parameters()).device
         ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
         ends = end_tokens(self.tokenizer, network)
-        settings = {"max_new_tokens": limit, "do_sample": False, "use_cache": True}
+        steps = max(row.limit for row in rows)
+        settings = {"max_new_tokens": steps, "do_sample": False, "use_cache": True}
         config = GenerationConfig(**settings, eos_token_id=list(ends), pad_token_id=pad)
-        random = np.stack([uniforms(row.draw, limit) for row in rows])
+        random = np.stack([uniforms(row.draw, steps) for row in rows])
         choose = _Choose(sampling, mask.bool(), torch.from_numpy(random).to(device))
+        stop = _StopAt([ids.shape[1] + row.limit for row in rows], ends[0])
         with _generating(network, config):
             written = network.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[choose]
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[choose, stop]
             )
         for row, tokens in zip(rows, written[:, ids.shape[1] :].tolist(), strict=True):
-            end = next((i for i, token in enumerate(tokens) if token in ends), None)
-            tokens = tokens if end is None else tokens[: end + 1]
+            end = next((i for i, token in enumerate(tokens[: row.limit]) if token in ends), None)
+            tokens = tokens[: row.limit if end is None else end + 1]
             text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             reason: Any = "length" if end is None else "stop"
             yield Completion(str(text), reason, tuple(tokens), len(row.prompt), len(tokens))
@@ -112,15 +118,31 @@ class _Row:
     draw: list[int]
 
 
-def _limit(network: Any, prompt: list[int], number: int, sampling: Sampling) -> int:
-    context = longest_sequence(network)
+def _within(context: int | None, prompt: list[int], number: int, limit: int) -> int:
+    """How many of ``limit`` new tokens fit into the context."""
+    if not prompt:
+        raise ValueError(f"Prompt {number} is empty: nothing would predict its first token.")
     if context is None:
-        return sampling.max_new_tokens
+        return limit
     if len(prompt) >= context:
         raise ValueError(
             f"Prompt {number} has {len(prompt)} tokens, which leaves no room in the {context} positions of the network."
         )
-    return min(sampling.max_new_tokens, context - len(prompt))
+    return min(limit, context - len(prompt))
+
+
+def _batches(rows: list[_Row], size: int, context: int | None) -> Iterator[list[_Row]]:
+    """Neighbours, up to ``size`` of them; no row is led beyond the context by the steps that another one takes."""
+    batch: list[_Row] = []
+    for row in rows:
+        together = [*batch, row]
+        longest = max(len(one.prompt) for one in together) + max(one.limit for one in together)
+        if batch and (len(batch) == size or (context is not None and longest > context)):
+            yield batch
+            together = [row]
+        batch = together
+    if batch:
+        yield batch
 
 
 class _Choose:
@@ -160,6 +182,21 @@ class _Choose:
         place = self.random[:, input_ids.shape[1] - width, None] * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, place, right=True)  # the first whose cumulative probability is above
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+class _StopAt:
+    """A logits processor that lets a row end where its own limit is, though its batch goes on."""
+
+    def __init__(self, lengths: list[int], end: int) -> None:
+        self.lengths, self.end = lengths, end  # of prompt and completion, with the padding in front
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        over = [row for row, length in enumerate(self.lengths) if length <= input_ids.shape[1]]
+        if over:
+            scores = scores.clone()
+            scores[over] = -torch.inf
+            scores[over, self.end] = 0.0
+        return scores
 
 
 @contextmanager

@@ -78,15 +78,24 @@ class Engine(ABC):
 
     @abstractmethod
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        keys: Sequence[int] | None = None,
+        budgets: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """``sampling.samples`` completions of each prompt, in order.
 
         Args:
-            prompts: Texts as they are, or chats.
+            prompts: Texts as they are, chats, or tuples of token ids, where the engine takes them.
             sampling: How to draw.
             keys: A number from 0 for each prompt, such as its position in a data set: draws are a function of seed,
                 key, number of the sample and position in the completion. Default: the position in ``prompts``.
+            budgets: Most new tokens of each prompt, where they are fewer than ``sampling.max_new_tokens``: what reaches
+                its own is cut there ("length").
+
+        Raises:
+            ValueError: Not one key or budget for each prompt, or one out of range.
         """
 
     @abstractmethod
@@ -108,6 +117,21 @@ def draws(
     for position, key in enumerate(keys):
         for sample in range(sampling.samples):
             yield position, sample, [sampling.seed, key, sample]
+
+
+def limits(prompts: Sequence[Prompt], sampling: Sampling, budgets: Sequence[int] | None) -> list[int]:
+    """Most new tokens of each prompt.
+
+    Raises:
+        ValueError: not one budget for each prompt, or one below 1.
+    """
+    if budgets is None:
+        return [sampling.max_new_tokens] * len(prompts)
+    if len(budgets) != len(prompts) or any(budget < 1 for budget in budgets):
+        raise ValueError(
+            f"budgets must be a number from 1 for each of {len(prompts)} prompts, got {list(budgets)[:8]}."
+        )
+    return [min(sampling.max_new_tokens, budget) for budget in budgets]
 
 
 def uniforms(draw: Sequence[int], count: int) -> np.ndarray:

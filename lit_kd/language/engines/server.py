@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lit_kd.language.chat import Prompt
-from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, request_seed
+from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, limits, request_seed
 
 logger = logging.getLogger(__name__)
 
@@ -77,20 +77,25 @@ class ServerEngine(Engine):
         return {"kind": "server", "model": self.model, "base_url": place, "extra": self.extra}
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        keys: Sequence[int] | None = None,
+        budgets: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """See :class:`Engine`; prompts are chats.
 
         Raises:
-            ValueError: a prompt that is a text.
+            ValueError: a prompt that is a text or token ids.
             ConnectionError: the server can't be reached, refuses the key or the model, or speaks another protocol.
         """
-        if any(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError("ServerEngine completes chats: give lists of messages, not plain texts.")
+        if any(isinstance(prompt, (str, tuple)) for prompt in prompts):
+            raise ValueError("ServerEngine completes chats: give lists of messages, not plain texts or token ids.")
+        most = limits(prompts, sampling, budgets)
         results: list[list[Completion]] = [[] for _ in prompts]
         with ThreadPoolExecutor(self.concurrency) as pool:
             waiting = [
-                (position, pool.submit(self._ask, prompts[position], sampling, request_seed(draw)))
+                (position, pool.submit(self._ask, prompts[position], sampling, most[position], request_seed(draw)))
                 for position, _, draw in draws(prompts, sampling, keys)
             ]
             try:
@@ -101,7 +106,7 @@ class ServerEngine(Engine):
                 raise
         return results
 
-    def _ask(self, chat: Any, sampling: Sampling, seed: int) -> Completion:
+    def _ask(self, chat: Any, sampling: Sampling, limit: int, seed: int) -> Completion:
         beyond = {"top_k": sampling.top_k or None, "min_p": sampling.min_p or None}  # not OpenAI's, so only if asked
         beyond["repetition_penalty"] = None if sampling.repetition_penalty == 1 else sampling.repetition_penalty
         for attempt in range(self.retries + 1):
@@ -109,7 +114,7 @@ class ServerEngine(Engine):
                 answer = self._client.chat.completions.create(
                     model=self.model,
                     messages=chat,
-                    max_tokens=sampling.max_new_tokens,
+                    max_tokens=limit,
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     seed=seed,

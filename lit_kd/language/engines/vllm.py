@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_kd.language.chat import Prompt, encode_prompt, end_tokens, lm_tokenizer
-from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, request_seed
+from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, limits, request_seed
 
 
 class VLLMEngine(Engine):
@@ -38,15 +38,20 @@ class VLLMEngine(Engine):
         return {"kind": "vllm", "model": self.path, "settings": self.settings}
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        keys: Sequence[int] | None = None,
+        budgets: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """See :class:`Engine`."""
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         jobs = list(draws(prompts, sampling, keys))
+        most = limits(prompts, sampling, budgets)
         parameters = [
             self._vllm.SamplingParams(
                 n=1,
-                max_tokens=sampling.max_new_tokens,
+                max_tokens=most[position],
                 temperature=sampling.temperature,
                 top_k=sampling.top_k or -1,
                 top_p=sampling.top_p,
@@ -55,7 +60,7 @@ class VLLMEngine(Engine):
                 seed=request_seed(draw),
                 stop_token_ids=list(end_tokens(self.tokenizer)),
             )
-            for _, _, draw in jobs
+            for position, _, draw in jobs
         ]
         requests = [{"prompt_token_ids": encoded[position]} for position, _, _ in jobs]
         answers = self._llm.generate(requests, parameters, use_tqdm=False)
