@@ -10,6 +10,7 @@ from lit_kd.losses.collapse import (
     words_in_use,
 )
 from lit_kd.losses.crd import ContrastMemory, CRDLoss, bank_bytes
+from lit_kd.losses.dac_kl import DACKL, DACTerms, dac_kl, interpolated_quantiles
 from lit_kd.losses.divergences import (
     adaptive_kl,
     forward_kl,
@@ -40,6 +41,8 @@ __all__ = [
     "AttentionFusion",
     "CRDLoss",
     "ContrastMemory",
+    "DACKL",
+    "DACTerms",
     "MINILM_V1",
     "MINILM_V2",
     "ReviewFusion",
@@ -56,6 +59,7 @@ __all__ = [
     "class_centroids",
     "conditional_mutual_information",
     "correlation_congruence_loss",
+    "dac_kl",
     "dist_loss",
     "dkd_loss",
     "effective_rank",
@@ -64,6 +68,7 @@ __all__ = [
     "generalized_jsd",
     "hierarchical_context_loss",
     "hint_loss",
+    "interpolated_quantiles",
     "kd_loss",
     "logit_standardization_kd_loss",
     "mcmi_loss",

@@ -29,7 +29,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_kd.losses.tokens import LOG_ZERO, TokenReduction, check_tokens, counted, reduce_tokens, warn_of_infinity
+from lit_kd.losses.tokens import (
+    TokenReduction,
+    check_pair,
+    check_tokens,
+    counted,
+    log_probs,
+    reduce_tokens,
+    warn_of_infinity,
+)
 
 AdaptiveVariant = Literal["official", "dskd"]
 
@@ -304,7 +312,7 @@ def _divergence(
     temperature: float,
     reduction: TokenReduction,
 ) -> Tensor:
-    _check_pair(student_logits, teacher_logits)
+    check_pair(student_logits, teacher_logits)
     check_tokens(student_logits, mask, temperature, reduction)
     student, teacher = counted(student_logits, mask), counted(teacher_logits.detach(), mask)
     with torch.autocast(student.device.type, enabled=False):
@@ -317,8 +325,8 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float, terms: _Terms) -> Tensor:
-        log_q = _log_probs(student, temperature)
-        value, slope = terms(_log_probs(teacher, temperature).to(log_q.dtype), log_q)
+        log_q = log_probs(student, temperature)
+        value, slope = terms(log_probs(teacher, temperature).to(log_q.dtype), log_q)
         if ctx.needs_input_grad[0]:
             total = slope.sum(1, keepdim=True)
             ctx.save_for_backward(slope.sub_(log_q.exp_().mul_(total)).div_(temperature))  # through the log-softmax
@@ -330,29 +338,6 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return (gradient[:, None] * slope).to(ctx.dtype), None, None, None
-
-
-def _log_probs(logits: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities, float32 or float64, LOG_ZERO instead of -inf."""
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    scaled = wide if temperature == 1 else wide / temperature
-    # Not log_softmax: on a CPU it adds up V terms one after another, and a KL of 0.001 at V = 50,257 is 17 % off.
-    return (scaled - scaled.logsumexp(1, keepdim=True)).nan_to_num_(nan=math.nan, neginf=LOG_ZERO)
-
-
-def _check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    student, teacher = student_logits.shape, teacher_logits.shape
-    if student[-1] != teacher[-1]:
-        common = min(student[-1], teacher[-1])
-        raise ValueError(
-            f"student_logits are over {student[-1]} tokens and teacher_logits over {teacher[-1]}: if the tokenizer is "
-            f"one and only padding differs, cut both to the common {common}, logits[..., :{common}]"
-        )
-    if student != teacher:
-        raise ValueError(
-            "student_logits and teacher_logits must be of the same positions, (..., V), "
-            f"got {tuple(student)} and {tuple(teacher)}"
-        )
 
 
 def _check_share(name: str, value: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Literal
 
@@ -26,6 +27,30 @@ def check_tokens(logits: Tensor, mask: Tensor | None, temperature: float, reduct
         raise ValueError(f'reduction must be "token", "sequence", "sum" or "none", got {reduction!r}')
     if reduction == "sequence" and logits.ndim != 3:
         raise ValueError(f'reduction="sequence" needs logits (B, S, V), got {tuple(logits.shape)}: use "token"')
+
+
+def check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Raise a ValueError unless both are logits of the same positions over one vocabulary."""
+    student, teacher = student_logits.shape, teacher_logits.shape
+    if student[-1] != teacher[-1]:
+        common = min(student[-1], teacher[-1])
+        raise ValueError(
+            f"student_logits are over {student[-1]} tokens and teacher_logits over {teacher[-1]}: if the tokenizer is "
+            f"one and only padding differs, cut both to the common {common}, logits[..., :{common}]"
+        )
+    if student != teacher:
+        raise ValueError(
+            "student_logits and teacher_logits must be of the same positions, (..., V), "
+            f"got {tuple(student)} and {tuple(teacher)}"
+        )
+
+
+def log_probs(logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities (N, V) of rows of logits, float32 or float64, LOG_ZERO instead of -inf."""
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    scaled = wide if temperature == 1 else wide / temperature
+    # Not log_softmax: on a CPU it adds up V terms one after another, and a KL of 0.001 at V = 50,257 is 17 % off.
+    return (scaled - scaled.logsumexp(1, keepdim=True)).nan_to_num_(nan=math.nan, neginf=LOG_ZERO)
 
 
 def counted(values: Tensor, mask: Tensor | None) -> Tensor:
