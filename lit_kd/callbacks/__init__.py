@@ -11,6 +11,7 @@ from lit_kd.callbacks.knn import KNNProbe, weighted_knn
 from lit_kd.callbacks.online_probe import OnlineLinearProbe
 from lit_kd.callbacks.predictions import PredictionsWriter
 from lit_kd.callbacks.random_state import RandomState
+from lit_kd.callbacks.result_file import ResultFile
 from lit_kd.callbacks.robustness import RobustnessReport
 from lit_kd.callbacks.summary import RunSummary
 from lit_kd.callbacks.vocabulary import OnlineVocabularyCallback
@@ -29,6 +30,7 @@ __all__ = [
     "OnlineVocabularyCallback",
     "PredictionsWriter",
     "RandomState",
+    "ResultFile",
     "RobustnessReport",
     "RunSummary",
     "VocabularyPanel",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from typing import Any
-
-from torch import nn
 
 from lit_kd.language.answers import grade
 from lit_kd.language.engines import Completion, Sampling
 from lit_kd.language.records import Records, Row
 from lit_kd.methods.language import LanguageModel, TextBatch, parsed
+from lit_kd.models.fingerprint import weights_fingerprint
 
 ROLLOUTS = Sampling(temperature=0.8, top_k=50, samples=4)  # as published
 
@@ -83,19 +81,3 @@ def answer_row(answer: Completion, gold: str, kind: Any) -> Row:
         "answer": found.answer.text if parsed(found.answer, kind) else None,
         "right": found.strict,
     }
-
-
-def weights_fingerprint(network: nn.Module, adapter: bool = True) -> str:
-    """Of a network's weights, with or without those of its LoRA adapter: a hash over up to 64 values of each tensor.
-
-    It is the same in float32 and bfloat16, and for a network without an adapter and one whose adapter is left out.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in network.named_parameters():
-        if not adapter and ".lora_" in name:
-            continue
-        name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        values = tensor.detach().flatten()
-        sample = values[:: max(1, len(values) // 64)].bfloat16().tolist()
-        digest.update(repr((name, tuple(tensor.shape), sample)).encode())
-    return digest.hexdigest()[:16]

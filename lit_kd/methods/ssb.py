@@ -25,7 +25,8 @@ from lit_kd.losses import generalized_jsd, topk_kl
 from lit_kd.methods.encoder_fine_tuning import entry
 from lit_kd.methods.language import Head, LanguageModel, TextBatch, TokenLoss, completion_inputs
 from lit_kd.methods.language_distill import Divergence, LanguageDistill, TeacherRows
-from lit_kd.methods.rollouts import Rollouts, problems, weights_fingerprint
+from lit_kd.methods.rollouts import Rollouts, problems
+from lit_kd.models.fingerprint import weights_fingerprint
 
 REFINEMENT = Sampling(temperature=0.4, top_k=50)  # as published
 
