@@ -61,6 +61,32 @@ def test_export_at_the_end_of_a_fit_loads_back_with_one_call(tmp_path: Path) -> 
     assert description["class_names"] == ["red", "green", "blue"] and "val/acc" in description["metrics"]
 
 
+def test_the_best_weights_can_be_exported(tmp_path: Path) -> None:
+    """Chosen by a metric, not by where the fit ends."""
+
+    class Worse(Classifier):
+        def on_validation_epoch_end(self) -> None:  # the second epoch is the best of three
+            self.log("val/score", float([1, 3, 2][self.current_epoch]))
+
+    torch.manual_seed(0)
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", monitor="val/score", mode="max", save_top_k=-1)
+    callbacks = [ExportStudent(str(tmp_path / "out"), weights="best"), ModelCheckpoint(tmp_path / "all"), keep]
+    trainer = quiet_trainer(max_epochs=3, callbacks=callbacks, enable_checkpointing=True)
+    trainer.fit(Worse(toy_network(), 3), datamodule=ToyImages(**DATA))
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    for epoch, same in (("0", False), ("1", True), ("2", False)):
+        saved = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(value, saved[f"network.{name}"]) for name, value in exported.items()) == same
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["metrics"] == {"val/score": 3.0}
+
+
+def test_best_weights_need_something_that_chooses() -> None:
+    with pytest.raises(ValueError, match=r"weights='final' must be \"last\" or \"best\""):
+        ExportStudent(weights="final")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs a ModelCheckpoint with monitor among the callbacks"):
+        fit(Classifier(toy_network(), 3), ToyImages(**DATA), callbacks=[ExportStudent(weights="best")])
+
+
 def test_confusion_report_counts_every_test_image_once(tmp_path: Path) -> None:
     trainer = quiet_trainer(callbacks=[ConfusionMatrixReport()], default_root_dir=tmp_path)
     trainer.test(Classifier(toy_network(), 3), datamodule=ToyImages(), verbose=False)
