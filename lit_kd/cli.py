@@ -81,6 +81,7 @@ class LitKDCLI(LightningCLI):
             ("num_labels", "network.init_args.num_labels"),
             ("task", "task"),
             ("kind", "kind"),
+            ("labels", "labels"),
         ):
             parser.link_arguments(f"data.{known}", f"model.init_args.{target}", apply_on="instantiate")
         parser.link_arguments("data", "model.init_args.image_shape", compute_fn=_image_shape, apply_on="instantiate")

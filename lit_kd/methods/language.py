@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
@@ -16,8 +16,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from lit_kd.language.accuracy import AnswerAccuracy
-from lit_kd.language.answers import Answer, Kind, grade
+from lit_kd.language.accuracy import ScoreKind, metric_of
 from lit_kd.language.chat import lm_tokenizer
 from lit_kd.language.engines import Completion, Engine, Sampling, TransformersEngine
 from lit_kd.losses import chunked_loss
@@ -43,8 +42,10 @@ class LanguageModel(Distill):
     number of devices changes the loss. The end token is one of them; prompts and padding are not. Logits exist for
     completion tokens only, ``chunk`` of them at a time.
 
-    ``test`` lets the model answer problems and grades the answers: ``test/pass@1`` with its interval and more, see
-    :class:`lit_kd.language.accuracy.AnswerAccuracy`. ``predict`` gives the answers.
+    ``test`` lets the model answer problems and scores the answers: ``test/pass@1`` with its interval and more, by the
+    metric of their ``kind``, see :func:`lit_kd.language.accuracy.metric_of`. So does validation with batches that hold
+    ``prompt``: ``val/pass@1`` and the like stand beside ``val/loss``, and checkpoints can be chosen by them. A sharded
+    network (FSDP2) writes no answers and says so. ``predict`` gives the answers.
 
     Recipe: AdamW, no weight decay, linear warm-up, then linear decay to 0, by step.
 
@@ -52,7 +53,9 @@ class LanguageModel(Distill):
         network: of :func:`lit_kd.models.causal_lm`; None: the answers come from ``engine``, there is no training.
         engine: writes the answers; None: the network itself, by transformers.
         sampling: how answers are drawn; temperature 0 is greedy.
-        kind: of the answers: "number" (GSM8K), "math" (MATH500), "integer" (AIME); the command line takes the data's.
+        kind: of the answers: "number" (GSM8K), "math" (MATH500), "integer" (AIME), "label", "overlap" (Rouge-L) or
+            "summary"; the command line takes the data's.
+        labels: all there are, for "label"; the command line takes the data's.
         lr: peak rate of the default optimizer.
         warmup: share of the steps in which it is reached.
         reduction: "token" is the mean over all tokens as above, "sequence" that over texts of their means.
@@ -73,7 +76,8 @@ class LanguageModel(Distill):
         network: nn.Module | None = None,
         engine: Engine | None = None,
         sampling: Sampling = GREEDY,
-        kind: Kind = "number",
+        kind: ScoreKind = "number",
+        labels: Sequence[str] = (),
         lr: float = 2e-4,
         warmup: float = 0.0,
         reduction: Literal["token", "sequence"] = "token",
@@ -95,11 +99,11 @@ class LanguageModel(Distill):
         self.student = None if network is None else CompletionStates(network)
         self.given_engine, self.answer_batch_size = engine, answer_batch_size
         self.sampling = Sampling(**sampling) if isinstance(sampling, dict) else sampling  # as checkpoints keep it
-        self.kind: Kind = kind
+        self.kind: Any = kind  # checked by the metric; who grades numbers takes no other
         self.lr, self.warmup = lr, warmup
         self.reduction, self.chunk = reduction, chunk
         self.val_loss = MeanMetric()
-        self.accuracy = AnswerAccuracy(self.sampling.samples)
+        self.scores = metric_of(kind, self.sampling.samples, labels)
         self._counted: Tensor | None = None
 
     @property
@@ -160,12 +164,20 @@ class LanguageModel(Distill):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
-    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """``val/loss``, over all tokens (or texts)."""
+    def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """``val/loss``, over all tokens (or texts), of completions; scores of answers to prompts."""
+        if "prompt" in batch:
+            self.score(batch)
+        if "prompt" in batch and "completion_mask" not in batch:
+            return
         terms, count = self.loss_sums(batch)
         count = count.clamp(min=1)
         self.val_loss.update(torch.stack(list(terms.values())).sum() / count, count)
-        self.log("val/loss", self.val_loss, batch_size=int(count), prog_bar=True)
+        self.log("val/loss", self.val_loss, batch_size=int(count), prog_bar=True, add_dataloader_idx=False)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores, if there were prompts."""
+        self.log_scores("val")
 
     # Answers
 
@@ -188,26 +200,23 @@ class LanguageModel(Distill):
         """``sampling.samples`` answers to each prompt of a batch."""
         return self.engine.generate(batch["prompt"], self.sampling, batch["index"].tolist())
 
+    def score(self, batch: TextBatch) -> None:
+        """Answer, and count the answers."""
+        self.scores.update(self.answers(batch), batch["gold"])
+
+    def log_scores(self, stage: Literal["val", "test"]) -> None:
+        """Log what was counted, on all devices, since the last time."""
+        if self.trainer.strategy.reduce_boolean_decision(self.scores.update_called, all=False):
+            self.log_dict({f"{stage}/{name}": value for name, value in self.scores.compute().items()})
+            self.scores.reset()
+
     def test_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """Answer and grade."""
-        answers = self.answers(batch)
-        graded = [
-            [grade(answer.text, gold, self.kind) for answer in of_one]
-            for of_one, gold in zip(answers, batch["gold"], strict=True)
-        ]
-        self.accuracy.update(
-            torch.tensor([[one.strict for one in row] for row in graded]),
-            torch.tensor([[one.flexible for one in row] for row in graded]),
-            torch.tensor([[parsed(one.answer, self.kind) for one in row] for row in graded]),
-            torch.tensor([[answer.finish_reason == "stop" for answer in row] for row in answers]),
-            torch.tensor([[answer.completion_tokens for answer in row] for row in answers]),
-        )
+        """Answer and score."""
+        self.score(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Log the numbers."""
-        numbers = {f"test/{name}": value for name, value in self.accuracy.compute().items()}
-        self.log_dict(numbers)
-        self.accuracy.reset()
+        """Log the scores."""
+        self.log_scores("test")
 
     def predict_step(self, batch: TextBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The answers: a dict for each problem."""
@@ -229,11 +238,6 @@ class LanguageModel(Distill):
             lambda step, steps: warmup_linear(step, steps, round(self.warmup * steps)),
             first=1.0 if self.warmup == 0 else 0.0,
         )
-
-
-def parsed(answer: Answer, kind: Kind) -> bool:
-    """Whether an answer of that kind stands where answers belong."""
-    return answer.source in ("boxed", "hash", "phrase") and (kind == "math" or answer.value is not None)
 
 
 def completion_inputs(batch: TextBatch, prefix: str = "") -> dict[str, Tensor]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from lit_kd.language.accuracy import parsed
 from lit_kd.language.answers import grade
 from lit_kd.language.engines import Completion, Sampling
 from lit_kd.language.records import Records, Row
-from lit_kd.methods.language import LanguageModel, TextBatch, parsed
+from lit_kd.methods.language import LanguageModel, TextBatch
 from lit_kd.models.fingerprint import weights_fingerprint
 
 ROLLOUTS = Sampling(temperature=0.8, top_k=50, samples=4)  # as published

@@ -8,6 +8,7 @@ import pytest
 import torch
 from chat_toy import causal, saved
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 from toy import quiet_trainer
 
@@ -160,6 +161,54 @@ def test_answers_are_graded() -> None:
     assert answers == ["5", "none", r"\boxed{9.0}"]
 
 
+class Watched(Rows):
+    """Completions to train on; validation has them, and questions in a second loader, the first of them with both."""
+
+    def val_dataloader(self) -> Any:
+        return [self.train_dataloader(), Questions().test_dataloader()]
+
+
+def test_validation_answers_prompts(tmp_path: Path) -> None:
+    """Beside the loss, so that checkpoints can be chosen by how well the model answers."""
+    parrot = Parrot({0: [r"\boxed{5}"], 1: [r"\boxed{11}"], 2: [r"\boxed{9}"]})
+    best = ModelCheckpoint(tmp_path, filename="{val/pass@1:.2f}", monitor="val/pass@1", mode="max")
+    trainer = quiet_trainer(max_epochs=2, callbacks=[best], enable_checkpointing=True, num_sanity_val_steps=1)
+    trainer.fit(model(causal(), engine=parrot), datamodule=Watched([6]))
+    numbers = trainer.callback_metrics
+    assert numbers["val/pass@1"] == pytest.approx(2 / 3) and numbers["val/problems"] == 3
+    assert "val/loss" in numbers and float(best.best_model_score or 0) == pytest.approx(2 / 3)
+    parrot.texts[1] = [r"\boxed{10}"]
+    (loss, *scores) = quiet_trainer().validate(model(causal(), engine=parrot), datamodule=Watched([6]), verbose=False)
+    assert {name: value for one in (loss, *scores) for name, value in one.items()}["val/pass@1"] == 1.0
+
+
+def test_a_batch_may_hold_completions_and_prompts() -> None:
+    batch = {**collate(rows()[:2], 0), "prompt": ["2?", "3?"], "gold": ["2", "4"], "index": torch.tensor([0, 1])}
+    module = model(causal(), engine=Parrot({0: ["#### 2"], 1: ["#### 3"]}))
+    (found,) = quiet_trainer().validate(module, dataloaders=DataLoader([batch], batch_size=None), verbose=False)
+    assert found["val/pass@1"] == 0.5 and found["val/loss"] > 0
+
+
+def test_no_prompts_no_scores() -> None:
+    (found,) = quiet_trainer().validate(model(causal()), datamodule=Rows([6]), verbose=False)
+    assert set(found) == {"val/loss"}
+
+
+def test_labels_are_scored_as_such() -> None:
+    batch = {"prompt": ["a", "b"], "gold": ["no", "yes"], "index": torch.tensor([0, 1])}
+    parrot = Parrot({0: ["No."], 1: ["I say: yes"]})
+    module = LanguageModel(engine=parrot, kind="label", labels=("yes", "no"))
+    (found,) = quiet_trainer().test(module, dataloaders=DataLoader([batch], batch_size=None), verbose=False)
+    assert (found["test/strict"], found["test/lenient"], found["test/unparsable"]) == (0.5, 1.0, 0.0)
+
+
+def test_a_sharded_network_writes_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = model(causal())
+    monkeypatch.setattr(type(module), "device_mesh", object())
+    with pytest.raises(ValueError, match="A sharded network does not write answers: export it"):
+        module.validation_step({"prompt": ["2?"], "gold": ["2"], "index": torch.tensor([0])}, 0)
+
+
 def test_the_network_answers_itself(tmp_path: Path) -> None:
     network = causal()
     network.tokenizer_path = saved(tmp_path, network)
@@ -187,6 +236,8 @@ def test_sampling_survives_a_checkpoint(tmp_path: Path) -> None:
         ({"chunk": 0}, "chunk=0 must be positive"),
         ({"warmup": 1.0}, r"warmup=1.0 must lie in \[0, 1\)"),
         ({"reduction": "mean"}, "reduction='mean' must be"),
+        ({"kind": "rouge"}, "kind='rouge' must be one of number"),
+        ({"kind": "label"}, "must be two or more that differ"),
     ],
 )
 def test_bad_arguments_say_so(settings: dict[str, Any], sentence: str) -> None:
