@@ -131,7 +131,7 @@ class LanguageModel(Distill):
     def loss_sums(self, batch: TextBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Sums of the terms of the loss over a batch, and the number of tokens (or texts) in it."""
         losses = self.token_losses(batch)
-        weights = token_weights(entry(batch, "completion_mask"), self.reduction)
+        weights = token_weights(entry(batch, "completion_mask"), self.reduction, batch.get("position_ids"))
         sums = self.read(batch, lambda states, head: self.chunked_sums(losses, weights, states, head))
         return sums, weights.sum().round().detach()
 
@@ -241,15 +241,30 @@ class LanguageModel(Distill):
 
 
 def completion_inputs(batch: TextBatch, prefix: str = "") -> dict[str, Tensor]:
-    """What :class:`lit_kd.models.CompletionStates` reads of a batch whose names begin with ``prefix``."""
-    return {name: entry(batch, prefix + name) for name in ("input_ids", "attention_mask", "completion_mask")}
+    """What :class:`lit_kd.models.CompletionStates` reads of a batch, of the entries whose names begin with ``prefix``.
+
+    That is ``input_ids``, ``attention_mask``, ``completion_mask`` and, of packed rows, ``position_ids``.
+    """
+    names = ["input_ids", "attention_mask", "completion_mask"]
+    names += ["position_ids"] * (f"{prefix}position_ids" in batch)
+    return {name: entry(batch, prefix + name) for name in names}
 
 
-def token_weights(completion_mask: Tensor, reduction: Literal["token", "sequence"]) -> Tensor:
-    """What each completion token counts, (N,): 1, or 1 by the number of them in its text."""
-    lengths = completion_mask.sum(1)
-    each = torch.ones_like(lengths, dtype=torch.float32) if reduction == "token" else 1 / lengths.float()
-    return each.repeat_interleave(lengths)
+def token_weights(
+    completion_mask: Tensor, reduction: Literal["token", "sequence"], position_ids: Tensor | None = None
+) -> Tensor:
+    """What each completion token counts, (N,): 1, or 1 by the number of them in its text.
+
+    A row is a text, unless ``position_ids`` say where the texts of a packed row begin.
+    """
+    if position_ids is None:
+        text = torch.arange(len(completion_mask), device=completion_mask.device)[:, None].expand_as(completion_mask)
+    else:
+        text = (position_ids.flatten() == 0).cumsum(0).view_as(position_ids)
+    numbers = text[completion_mask]
+    if reduction == "token":
+        return torch.ones_like(numbers, dtype=torch.float32)
+    return 1 / numbers.bincount()[numbers].float()
 
 
 def cross_entropy(batch: TextBatch) -> TokenLoss:

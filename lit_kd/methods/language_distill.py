@@ -115,7 +115,7 @@ class LanguageDistill(LanguageModel):
 
     def loss_sums(self, batch: TextBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Sums of the terms over a batch, and the number of tokens (or texts) in it."""
-        weights = token_weights(entry(batch, "completion_mask"), self.reduction)
+        weights = token_weights(entry(batch, "completion_mask"), self.reduction, batch.get("position_ids"))
 
         def sums(states: Tensor, head: Head, teacher: TeacherRows | None = None) -> dict[str, Tensor]:
             return self.chunked_sums(self.token_losses(batch, teacher), weights, states, head)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_kd.files import pretrained_at
 from lit_kd.models.adapter import with_adapter
+from lit_kd.models.modes import eval_mode
 from lit_kd.models.text import recompute_layers
 
 T = TypeVar("T")
@@ -151,6 +152,7 @@ class CompletionStates(nn.Module):
         super().__init__()
         decoder_and_head(network)
         self.network = network
+        self._packs = False  # whether it was seen to keep packed texts apart
 
     def forward(
         self,
@@ -158,6 +160,7 @@ class CompletionStates(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         completion_mask: Tensor,
+        position_ids: Tensor | None = None,
     ) -> T:
         """What ``read`` makes of the states and the head.
 
@@ -168,14 +171,73 @@ class CompletionStates(nn.Module):
             input_ids: int64 (B, T).
             attention_mask: 1 for tokens, 0 for padding on either side, (B, T).
             completion_mask: True for tokens of the completion, bool (B, T).
+            position_ids: of rows that hold several texts: the place of each token in its text, int64 (B, T), so 0
+                where a text begins, and 0 for padding. No token sees another text's.
+
+        Raises:
+            ValueError: with ``position_ids``, a network that does not keep texts apart.
         """
         decoder, output = decoder_and_head(self.network)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        if "position_ids" in inspect.signature(decoder.forward).parameters:
+        if position_ids is not None:
+            self._see_packing(decoder, position_ids)
+            inputs |= {"attention_mask": _apart(decoder, position_ids), "position_ids": position_ids}
+        elif "position_ids" in inspect.signature(decoder.forward).parameters:
             inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)  # so the side of the padding is free
         found = decoder(**inputs)
         head = _Head(whole_network(self.network), decoder, output, type(found))
         return read(found.last_hidden_state[:, :-1][completion_mask[:, 1:]], head)
+
+    def _see_packing(self, decoder: Any, position_ids: Tensor) -> None:
+        """Raise a ValueError unless the network keeps packed texts apart, at first by a try: some ignore the mask."""
+        window = getattr(decoder.config, "sliding_window", None)
+        if window is not None and int(position_ids.max()) >= window:
+            raise ValueError(
+                f"Packed rows hold a text of {int(position_ids.max()) + 1} tokens, over the sliding window of {window} "
+                f"tokens of {type(decoder).__name__}, which a mask of packed texts lacks: train without packing."
+            )
+        if self._packs:
+            return
+        kind = decoder.config._attn_implementation
+        if kind not in ("sdpa", "eager"):
+            raise ValueError(
+                f"Packed rows need the attention sdpa or eager, not {kind}: set attn_implementation, or train without "
+                "packing."
+            )
+        if "position_ids" not in inspect.signature(decoder.forward).parameters or self._leaks(decoder):
+            raise ValueError(
+                f"{type(decoder).__name__} does not keep packed texts apart, as its layers or positions take no mask "
+                "of texts: train without packing."
+            )
+        self._packs = True
+
+    @torch.no_grad()
+    def _leaks(self, decoder: Any) -> bool:
+        """Whether the states of the second of two packed texts change with the first one."""
+        device = next(decoder.parameters()).device
+        positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
+        inputs = {"attention_mask": _apart(decoder, positions), "position_ids": positions, "use_cache": False}
+        with eval_mode(self.network):
+            one, other = (
+                decoder(input_ids=torch.tensor([[first] * 3 + [1, 2, 1]], device=device), **inputs)
+                .last_hidden_state[:, 3:]
+                .float()
+                for first in (1, 2)
+            )
+        return bool((one - other).norm() > 1e-2 * one.norm())  # not 0: experts may sum in another order
+
+
+def _apart(decoder: Any, position_ids: Tensor) -> Tensor:
+    """The mask (B, 1, T, T) by which a token sees itself and what is before it in its own text.
+
+    Both forms are handed to the attention as they are; that of transformers from positions alone is there only in some
+    releases and for some networks.
+    """
+    text = (position_ids == 0).cumsum(1)
+    seen = (text[:, :, None] == text[:, None]).tril()[:, None]
+    if decoder.config._attn_implementation == "sdpa":
+        return seen
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, float("-inf"))  # eager adds it
 
 
 def completion_labels(input_ids: Tensor, completion_mask: Tensor) -> Tensor:
