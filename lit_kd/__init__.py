@@ -26,6 +26,7 @@ _PUBLIC = {
         "Rollouts",
         "SSBDistill",
         "SequenceClassifier",
+        "SyntheticDistill",
         "TeacherLogits",
     ),
     "lit_kd.datamodules": (
@@ -33,6 +34,7 @@ _PUBLIC = {
         "ArithmeticDataModule",
         "CIFAR10DataModule",
         "CIFAR100DataModule",
+        "ChatDataModule",
         "DigitsDataModule",
         "GLUEDataModule",
         "GSM8KDataModule",

@@ -2,6 +2,7 @@
 
 from lit_kd.datamodules.arithmetic import ArithmeticDataModule
 from lit_kd.datamodules.base import ImageDataModule
+from lit_kd.datamodules.chats import ChatDataModule
 from lit_kd.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from lit_kd.datamodules.digits import DigitsDataModule
 from lit_kd.datamodules.glue import GLUEDataModule
@@ -20,6 +21,7 @@ __all__ = [
     "ArithmeticDataModule",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "ChatDataModule",
     "DigitsDataModule",
     "GLUEDataModule",
     "GSM8KDataModule",

@@ -28,3 +28,17 @@ def warmup_linear(step: int, steps: int, warmup: int) -> float:
         [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     return step / warmup if step < warmup else max(0, steps - step) / max(1, steps - warmup)
+
+
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """Factor of the learning rate: linear from 0 over ``warmup`` of the ``steps``, then half a cosine by step to 0.
+
+    For :class:`torch.optim.lr_scheduler.LambdaLR`, stepped by iteration.
+
+    Example:
+        >>> [round(cosine(step, 110, 10), 4) for step in (0, 5, 10, 60, 110)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return step / warmup
+    return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
