@@ -12,7 +12,9 @@ from lit_kd.cli import main
 from lit_kd.models import vision_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-EXPERIMENTS = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("trainer", "minilm", "ssb"))
+EXPERIMENTS = sorted(
+    path for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("trainer", "minilm", "ssb", "mgsr")
+)
 TINY = [
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",
