@@ -11,6 +11,7 @@ from lit_kd.datamodules.instructions import InstructionDataModule
 from lit_kd.datamodules.problems import AIME24DataModule, GSM8KDataModule, MATH500DataModule, ProblemDataModule
 from lit_kd.datamodules.squad import SQuADDataModule
 from lit_kd.datamodules.ssb import HintsDataModule, RightAnswersDataModule, SSBDataModule
+from lit_kd.datamodules.tasks import TaskDataModule
 from lit_kd.datamodules.text import TextDataModule
 from lit_kd.datamodules.text_corpus import TextCorpusDataModule
 from lit_kd.datamodules.tiny_imagenet import TinyImageNetDataModule
@@ -35,6 +36,7 @@ __all__ = [
     "RightAnswersDataModule",
     "SQuADDataModule",
     "SSBDataModule",
+    "TaskDataModule",
     "TextCorpusDataModule",
     "TextDataModule",
     "TinyImageNetDataModule",

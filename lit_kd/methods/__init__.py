@@ -13,6 +13,7 @@ from lit_kd.methods.question_answering import QuestionAnswering
 from lit_kd.methods.rollouts import Rollouts
 from lit_kd.methods.sequence_classifier import SequenceClassifier
 from lit_kd.methods.ssb import Refinement, SSBDistill, TeacherLogits
+from lit_kd.methods.synthesis import Synthesis
 from lit_kd.methods.synthetic import SyntheticDistill
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Rollouts",
     "SSBDistill",
     "SequenceClassifier",
+    "Synthesis",
     "SyntheticDistill",
     "TeacherLogits",
     "needs_assistant",

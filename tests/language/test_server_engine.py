@@ -1,22 +1,16 @@
 """Generation by a server: what is repeated, what is lost, what ends a run; and a real one."""
 
-import importlib.util
-import json
 import socket
-import subprocess
 import sys
-import threading
 import time
-import urllib.request
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from chat_toy import causal, saved
+from server_toy import Server, fault_server, free_port, transformers_serve
 
 from lit_kd.language.chat import Prompt, encode_prompt, lm_tokenizer
 from lit_kd.language.engines import Completion, Sampling, ServerEngine
@@ -25,93 +19,11 @@ GOOD = Completion("done", "stop", None, 3, 2)
 ERROR = Completion("", "error", None, 0, 0)
 
 
-def answer(text: Any = "done", reason: Any = "stop") -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": reason}
-    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
-
-
-class Server(ThreadingHTTPServer):
-    """Does what the last message says; keeps the requests, and how many there were at once."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.lock = threading.Lock()
-        self.seen: Counter[str] = Counter()
-        self.requests: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        self.now = self.most = 0
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, *args: Any) -> None:
-        """The client left: nothing to say."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        word, _, number = request["messages"][-1]["content"].partition(" ")
-        with self.server.lock:
-            self.server.requests.append(request)
-            self.server.keys.add(self.headers["Authorization"])
-            self.server.seen[word + number] += 1
-            times = self.server.seen[word + number]
-            self.server.now += 1
-            self.server.most = max(self.server.most, self.server.now)
-        try:
-            self.respond(word, number, times)
-        finally:
-            with self.server.lock:
-                self.server.now -= 1
-
-    def respond(self, word: str, number: str, times: int) -> None:
-        if word == "once" and times == 1:  # one failure
-            return self.send(int(number), {"error": {"message": "busy"}})
-        if word == "always":
-            return self.send(int(number), {"error": {"message": "no"}})
-        if word == "slow" and times == 1:
-            time.sleep(0.6)
-        if word == "work":
-            time.sleep(0.1)
-        if word == "html":
-            return self.send(200, "<html>hello</html>", "text/html")
-        bodies: dict[str, Any] = {
-            "broken": '{"choices": [',
-            "empty": {**answer(), "choices": []},
-            "other": {"generated_text": "done"},
-            "nothing": answer(None),
-            "filtered": answer("do", "content_filter"),
-            "long": answer("don", "length"),
-            "list": [1, 2],
-        }
-        return self.send(200, bodies.get(word, answer()))
-
-    def send(self, status: int, body: Any, kind: str = "application/json") -> None:
-        content = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with fault_server() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def engine(server: Server, **settings: Any) -> ServerEngine:
@@ -201,12 +113,35 @@ def test_nobody_there() -> None:
             own.generate(chats("a"), Sampling())
 
 
+def test_requests_and_tokens_are_counted(server: Server) -> None:
+    own = engine(server)
+    own.generate(chats("a", "once 500", "broken", "long"), Sampling())
+    assert own.counts == {"requests": 5, "repeated": 1, "prompt_tokens": 9, "completion_tokens": 6}
+    assert server.seen.total() == 5
+
+
+def test_requests_keep_their_rate(server: Server) -> None:
+    def took(**limits: float) -> float:
+        own, start = engine(server, **limits), time.monotonic()
+        assert own.generate(chats(*"abcdefg"), Sampling()) == [[GOOD]] * 7
+        return time.monotonic() - start
+
+    assert took(requests_per_minute=1200) >= 6 * 0.05
+    assert took(tokens_per_minute=6000, concurrency=1) >= 6 * 0.05  # 5 tokens an answer
+    waited = engine(server, requests_per_minute=1200)
+    start = time.monotonic()
+    waited.generate(chats("once 503", "once 502"), Sampling())  # repeated requests count, too
+    assert time.monotonic() - start >= 3 * 0.05
+
+
 def test_bad_arguments(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for settings, sentence in (
         ({"concurrency": 0}, "concurrency=0 must be at least 1"),
         ({"retries": -1}, "retries=-1 must be at least 0"),
         ({"backoff": -1.0}, "backoff=-1.0 must be at least 0"),
         ({"timeout": 0}, "timeout=0 must be a positive number"),
+        ({"requests_per_minute": 0}, "requests_per_minute=0 must be positive"),
+        ({"tokens_per_minute": -1.0}, r"tokens_per_minute=-1\.0 must be positive"),
         ({"base_url": "localhost:8000"}, "base_url='localhost:8000' must begin with http"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -223,32 +158,13 @@ def test_bad_arguments(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_transformers_serve(tmp_path: Path) -> None:
     """A real server, with a tiny network of random weights: greedy answers are those of ``generate``."""
-    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"`transformers serve` needs pip install {' '.join(missing)}")
     network = causal(max_position_embeddings=128, seed=3)
-    path = saved(tmp_path / "model", network)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", path, "--port", port, "--device", "cpu"]
-    log = tmp_path / "log"
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=1).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, log.read_text()
-                    time.sleep(0.5)
-            own = ServerEngine(path, f"{url}/v1", concurrency=2, timeout=60)
-            prompts = chats("hi", "what is 1 + 1 ?")
-            found = own.generate(prompts, Sampling(6, temperature=0))
-            sampled = own.generate(prompts[:1], Sampling(6, samples=2))
-        finally:
-            process.terminate()
+    path, port, log = saved(tmp_path / "model", network), free_port(), tmp_path / "log"
+    with transformers_serve(path, port, log):
+        own = ServerEngine(path, f"http://127.0.0.1:{port}/v1", concurrency=2, timeout=60)
+        prompts = chats("hi", "what is 1 + 1 ?")
+        found = own.generate(prompts, Sampling(6, temperature=0))
+        sampled = own.generate(prompts[:1], Sampling(6, samples=2))
     tokenizer = lm_tokenizer(path)
     for prompt, (completion,) in zip(prompts, found, strict=True):
         ids = torch.tensor([encode_prompt(tokenizer, prompt)])

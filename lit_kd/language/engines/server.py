@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,7 +27,9 @@ class ServerEngine(Engine):
     Requests that time out, or are answered by 408, 409, 413, 429 or 5xx, are repeated after ``backoff`` seconds, twice
     as many each time (or as the server's Retry-After says). What is not answered then, or answered without a usable
     choice, is a completion with the reason "error": the others are not lost. Draws depend on seed, key and number of
-    the sample as far as the server heeds ``seed``; token ids are unknown.
+    the sample as far as the server heeds ``seed``; token ids are unknown. Limits are kept by waiting before requests
+    are sent, so that none is refused: each takes its share of a minute, and the tokens of an answer, which are known
+    afterwards, put off later ones.
 
     Args:
         model: name of the model, as the server knows it.
@@ -36,9 +40,16 @@ class ServerEngine(Engine):
         retries: of one request.
         backoff: seconds before the first of them.
         extra: further entries of the requests.
+        requests_per_minute: sent at most, repeated ones included; None: no limit.
+        tokens_per_minute: of prompts and completions together, at most; None: no limit.
+
+    Attributes:
+        counts: of this process so far: "requests" sent, "repeated" ones among them, "prompt_tokens" and
+            "completion_tokens" of what was answered.
 
     Raises:
         ImportError: the openai client is missing.
+        ValueError: a number out of range, a base_url that is none.
     """
 
     def __init__(
@@ -51,6 +62,8 @@ class ServerEngine(Engine):
         retries: int = 5,
         backoff: float = 0.5,
         extra: dict[str, Any] | None = None,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
     ) -> None:
         try:
             import openai
@@ -61,11 +74,19 @@ class ServerEngine(Engine):
                 raise ValueError(f"{name}={value} must be at least {least}.")
         if timeout <= 0:
             raise ValueError(f"timeout={timeout} must be a positive number of seconds.")
+        paces = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+        for name, limit in paces.items():
+            if limit is not None and limit <= 0:
+                raise ValueError(f"{name}={limit} must be positive, or None for no limit.")
         if urlsplit(base_url).scheme not in ("http", "https"):
             raise ValueError(f"base_url={base_url!r} must begin with http:// or https://.")
         self.model, self.base_url, self.key_variable = model, base_url, key_variable
         self.concurrency, self.retries, self.backoff = concurrency, retries, backoff
         self.extra = extra or {}
+        self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._next = 0.0  # when the next request may be sent
         key = os.environ.get(key_variable) or "none"
         self._openai = openai
         self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0)
@@ -110,6 +131,7 @@ class ServerEngine(Engine):
         beyond = {"top_k": sampling.top_k or None, "min_p": sampling.min_p or None}  # not OpenAI's, so only if asked
         beyond["repetition_penalty"] = None if sampling.repetition_penalty == 1 else sampling.repetition_penalty
         for attempt in range(self.retries + 1):
+            self._wait_for_turn(repeated=attempt > 0)
             try:
                 answer = self._client.chat.completions.create(
                     model=self.model,
@@ -152,9 +174,25 @@ class ServerEngine(Engine):
         reason = getattr(choice, "finish_reason", None)
         if not isinstance(text, str) or reason not in ("stop", "length"):
             return _error(f"malformed answer, finish_reason {reason}")
-        usage = getattr(answer, "usage", None)
-        counts = (getattr(usage, name, None) or 0 for name in ("prompt_tokens", "completion_tokens"))
-        return Completion(text, reason, None, *counts)
+        return Completion(text, reason, None, *self._spend(getattr(answer, "usage", None)))
+
+    def _wait_for_turn(self, repeated: bool) -> None:
+        """Sleep until a request may be sent."""
+        with self._lock:
+            self.counts.update(requests=1, repeated=repeated)
+            turn = max(self._next, time.monotonic())
+            self._next = turn + 60 / (self.requests_per_minute or float("inf"))
+        if (wait := turn - time.monotonic()) > 0:
+            time.sleep(wait)
+
+    def _spend(self, usage: Any) -> tuple[int, int]:
+        """Count the tokens of prompt and completion, and put off later requests by their share of a minute."""
+        prompt, completion = (getattr(usage, name, None) or 0 for name in ("prompt_tokens", "completion_tokens"))
+        with self._lock:
+            self.counts.update(prompt_tokens=prompt, completion_tokens=completion)
+            share = 60 * (prompt + completion) / (self.tokens_per_minute or float("inf"))
+            self._next = max(self._next, time.monotonic()) + share
+        return prompt, completion
 
     def _unusable(self, what: str) -> ConnectionError:
         return ConnectionError(f"The server {self.describe()['base_url']} {what}.")
