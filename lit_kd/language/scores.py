@@ -60,12 +60,16 @@ class AnswerMetric(Metric, ABC):
             [[*self.score(answer, one), answer.finish_reason == "stop", answer.completion_tokens] for answer in of_one]
             for of_one, one in zip(answers, gold, strict=True)
         ]
-        self.rows.append(torch.tensor(rows, dtype=torch.float64).sum(1).to(self.device))
+        self.rows.append(torch.tensor(rows, dtype=torch.float64).to(self.device))
+
+    def each(self) -> dict[str, Tensor]:
+        """Each column of each answer, float64 (questions, n)."""
+        columns = dim_zero_cat(self.rows).cpu().unbind(2)
+        return dict(zip((*self.columns, "finished", "tokens"), columns, strict=True))
 
     def totals(self) -> dict[str, Tensor]:
         """Each column's sum over the answers to a question, float64 (questions,)."""
-        columns = dim_zero_cat(self.rows).cpu().unbind(1)
-        return dict(zip((*self.columns, "finished", "tokens"), columns, strict=True))
+        return {name: column.sum(1) for name, column in self.each().items()}
 
     def compute(self) -> dict[str, float]:
         """The numbers by name."""
