@@ -33,7 +33,7 @@ from lit_kd.losses.mcmi import class_centroids, conditional_mutual_information, 
 from lit_kd.losses.minilm import MINILM_V1, MINILM_V2, relation_loss
 from lit_kd.losses.relations import correlation_congruence_loss, pkt_loss, rkd_loss
 from lit_kd.losses.reviewkd import AttentionFusion, ReviewFusion
-from lit_kd.losses.spans import span_relation_loss
+from lit_kd.losses.spans import span_relation_loss, span_relations_of_rows
 from lit_kd.losses.topk import topk_kl
 from lit_kd.losses.vid import VIDRegressor, vid_loss
 
@@ -84,6 +84,7 @@ __all__ = [
     "skew_reverse_kl",
     "soft_cross_entropy",
     "span_relation_loss",
+    "span_relations_of_rows",
     "surrogate_kl",
     "symmetric_kl",
     "topk_kl",

@@ -49,8 +49,59 @@ def span_relation_loss(
     if (torch.stack([sample, batch - 1 - sample, k, length - 2 - k]) < 0).any():
         raise ValueError(f"pairs must have a sample below {batch} and k, k + 1 below {length}, got {pairs.tolist()}")
     student, teacher = (probs[sample, k] * probs[sample, k + 1] for probs in (student_probs, teacher_probs.detach()))
-    squared = (student - teacher).square()  # (P, V)
+    return _distances(student, teacher, norm).sum() / max(len(pairs), 1)
+
+
+@full_precision
+def span_relations_of_rows(
+    student_logits: Tensor, teacher_logits: Tensor, pairs: Tensor, temperature: float = 1.0, norm: SpanNorm = "squared"
+) -> Tensor:
+    """Sum over pairs of rows of logits of what :func:`span_relation_loss` is the mean of.
+
+    For :func:`~lit_kd.losses.chunked_loss`: with the states of the rows of each pair gathered, the distributions of all
+    tokens never exist at once.
+
+    Args:
+        student_logits: (M, V).
+        teacher_logits: (M, V).
+        pairs: (P, 2) int64, two rows each, of neighbours in a span. P = 0 gives 0 with a graph.
+        temperature: T > 0, which divides both logits.
+        norm: as in :func:`span_relation_loss`.
+
+    Raises:
+        ValueError: shapes that do not fit, a pair outside of the rows, a temperature that isn't positive, or an unknown
+            norm.
+
+    Example:
+        >>> from lit_kd.losses import chunked_loss
+        >>> states, other, head = torch.randn(5, 4), torch.randn(5, 4), torch.nn.Linear(4, 9)
+        >>> pairs = torch.tensor([[0, 1], [1, 2], [3, 4]])
+        >>> def loss(logits, rows):  # rows are those of the gathered states, two to a pair
+        ...     local = torch.arange(len(logits)).view(-1, 2)
+        ...     return span_relations_of_rows(logits, head(other[pairs.flatten()[rows]]), local)
+        >>> whole = span_relations_of_rows(head(states), head(other), pairs)
+        >>> torch.allclose(chunked_loss(loss, states[pairs.flatten()], head, chunk=4), whole)  # an even chunk
+        True
+    """
+    if norm not in ("squared", "l2", "mse"):
+        raise ValueError(f'norm must be "squared", "l2" or "mse", got {norm!r}')
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_same_shape(student_logits, teacher_logits)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"pairs must be (P, 2), two rows each, got {tuple(pairs.shape)}")
+    if pairs.numel() and not 0 <= pairs.min() <= pairs.max() < len(student_logits):
+        raise ValueError(f"pairs must be of rows below {len(student_logits)}, got {pairs.min()} to {pairs.max()}")
+    first, second = pairs.unbind(1)
+    student, teacher = (
+        probs[first] * probs[second]
+        for probs in ((logits / temperature).softmax(1) for logits in (student_logits, teacher_logits.detach()))
+    )
+    return _distances(student, teacher, norm).sum()
+
+
+def _distances(student: Tensor, teacher: Tensor, norm: SpanNorm) -> Tensor:
+    """Between relations (P, V), (P,)."""
+    squared = (student - teacher).square()
     distance = squared.mean(1) if norm == "mse" else squared.sum(1)
-    if norm == "l2":
-        distance = (distance + 1e-12).sqrt()  # its gradient at 0 is finite
-    return distance.sum() / max(len(pairs), 1)
+    return (distance + 1e-12).sqrt() if norm == "l2" else distance  # the root's gradient at 0 is finite

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_kd.losses import span_relation_loss
+from lit_kd.losses import chunked_loss, span_relation_loss, span_relations_of_rows
 
 TEACHER = torch.tensor([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]]).double()
 STUDENT = torch.tensor([[[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]]]).double()
@@ -66,3 +66,45 @@ ERRORS = [
 def test_errors(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         span_relation_loss(**{"student_probs": STUDENT, "teacher_probs": TEACHER, "pairs": PAIRS} | arguments)
+
+
+@pytest.mark.parametrize("norm", ["squared", "l2", "mse"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_rows_of_logits_in_chunks_are_the_loss_of_the_batch(norm: Any, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states, other, weights = (
+        torch.randn(*shape, generator=generator).double() for shape in ((2, 4, 5), (2, 4, 5), (7, 5))
+    )
+    states, weights = states.requires_grad_(), weights.requires_grad_()
+    pairs = torch.tensor([[0, 0], [0, 1], [1, 2]])  # sample, k
+    student, teacher = ((x @ weights.T / temperature).softmax(-1) for x in (states, other))
+    mean = span_relation_loss(student, teacher, pairs, norm)
+    rows = pairs[:, :1] * 4 + pairs[:, 1:] + torch.tensor([0, 1])
+    gathered, theirs = (x.flatten(0, 1)[rows.flatten()] for x in (states, other))
+
+    def loss(logits: Tensor, chunk: slice) -> Tensor:
+        local = torch.arange(len(logits)).view(-1, 2)
+        return span_relations_of_rows(logits, theirs[chunk] @ weights.detach().T, local, temperature, norm)
+
+    for chunk in (2, 4, 256):
+        total = chunked_loss(loss, gathered, lambda x: x @ weights.T, chunk)
+        torch.testing.assert_close(total / 3, mean)
+        ours, expected = (torch.autograd.grad(x, states, retain_graph=True)[0] for x in (total / 3, mean))
+        torch.testing.assert_close(ours, expected)
+    whole = span_relations_of_rows(states.flatten(0, 1) @ weights.T, other.flatten(0, 1) @ weights.T, rows, temperature)
+    if norm == "squared":
+        torch.testing.assert_close(whole / 3, mean)
+
+
+def test_rows_without_pairs_and_what_is_refused() -> None:
+    logits = torch.zeros(3, 4, requires_grad=True)
+    value = span_relations_of_rows(logits, torch.zeros(3, 4), torch.zeros(0, 2, dtype=torch.int64))
+    value.backward()
+    assert value == 0 and logits.grad is not None and (logits.grad == 0).all()
+    pairs = torch.tensor([[1, 3]])
+    with pytest.raises(ValueError, match="pairs must be of rows below 3, got 1 to 3"):
+        span_relations_of_rows(logits, logits, pairs)
+    with pytest.raises(ValueError, match="temperature must be positive, got 0.0"):
+        span_relations_of_rows(logits, logits, pairs, 0.0)
+    with pytest.raises(ValueError, match=r"pairs must be \(P, 2\), two rows each, got \(2,\)"):
+        span_relations_of_rows(logits, logits, pairs[0])
