@@ -13,7 +13,9 @@ from lit_kd.models import vision_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXPERIMENTS = sorted(
-    path for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("trainer", "minilm", "ssb", "mgsr")
+    path
+    for path in CONFIGS.glob("*/*.yaml")
+    if path.parent.name not in ("trainer", "minilm", "ssb", "mgsr", "synthetic")
 )
 TINY = [
     "--trainer.accelerator=cpu",

@@ -47,7 +47,7 @@ def run(kind: str, devices: int, folder: Path) -> dict[str, Any]:
             strategy=sharded if devices > 1 else "auto",
             max_epochs=2,
             accumulate_grad_batches=2,
-            gradient_clip_val=None if kind == "fsdp" else 1.0,
+            gradient_clip_val=1.0,
         )
         trainer.fit(
             module,
