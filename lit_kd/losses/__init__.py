@@ -33,19 +33,40 @@ from lit_kd.losses.mcmi import class_centroids, conditional_mutual_information, 
 from lit_kd.losses.minilm import MINILM_V1, MINILM_V2, relation_loss
 from lit_kd.losses.relations import correlation_congruence_loss, pkt_loss, rkd_loss
 from lit_kd.losses.reviewkd import AttentionFusion, ReviewFusion
+from lit_kd.losses.scrg import cognitive_difference, error_index
 from lit_kd.losses.spans import span_relation_loss, span_relations_of_rows
+from lit_kd.losses.token_divergences import (
+    AdaptiveKL,
+    ForwardKL,
+    GeneralizedJSD,
+    ReverseKL,
+    SkewForwardKL,
+    SkewReverseKL,
+    SymmetricKL,
+    TokenDivergence,
+    TotalVariation,
+)
 from lit_kd.losses.topk import topk_kl
 from lit_kd.losses.vid import VIDRegressor, vid_loss
 
 __all__ = [
+    "AdaptiveKL",
     "AttentionFusion",
     "CRDLoss",
     "ContrastMemory",
     "DACKL",
     "DACTerms",
+    "ForwardKL",
+    "GeneralizedJSD",
     "MINILM_V1",
     "MINILM_V2",
+    "ReverseKL",
     "ReviewFusion",
+    "SkewForwardKL",
+    "SkewReverseKL",
+    "SymmetricKL",
+    "TokenDivergence",
+    "TotalVariation",
     "VIDRegressor",
     "WordDistances",
     "adaptive_kl",
@@ -57,12 +78,14 @@ __all__ = [
     "bow_target",
     "chunked_loss",
     "class_centroids",
+    "cognitive_difference",
     "conditional_mutual_information",
     "correlation_congruence_loss",
     "dac_kl",
     "dist_loss",
     "dkd_loss",
     "effective_rank",
+    "error_index",
     "feature_spread",
     "forward_kl",
     "generalized_jsd",

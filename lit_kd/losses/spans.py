@@ -54,7 +54,12 @@ def span_relation_loss(
 
 @full_precision
 def span_relations_of_rows(
-    student_logits: Tensor, teacher_logits: Tensor, pairs: Tensor, temperature: float = 1.0, norm: SpanNorm = "squared"
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    pairs: Tensor,
+    temperature: float = 1.0,
+    norm: SpanNorm = "squared",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Sum over pairs of rows of logits of what :func:`span_relation_loss` is the mean of.
 
@@ -67,6 +72,7 @@ def span_relations_of_rows(
         pairs: (P, 2) int64, two rows each, of neighbours in a span. P = 0 gives 0 with a graph.
         temperature: T > 0, which divides both logits.
         norm: as in :func:`span_relation_loss`.
+        weights: of the pairs in the sum, (P,); None: 1 each.
 
     Raises:
         ValueError: shapes that do not fit, a pair outside of the rows, a temperature that isn't positive, or an unknown
@@ -97,7 +103,8 @@ def span_relations_of_rows(
         probs[first] * probs[second]
         for probs in ((logits / temperature).softmax(1) for logits in (student_logits, teacher_logits.detach()))
     )
-    return _distances(student, teacher, norm).sum()
+    distances = _distances(student, teacher, norm)
+    return distances.sum() if weights is None else distances @ weights.to(distances)
 
 
 def _distances(student: Tensor, teacher: Tensor, norm: SpanNorm) -> Tensor:

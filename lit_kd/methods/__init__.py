@@ -10,8 +10,11 @@ from lit_kd.methods.mcmi import MCMIDistill, MCMITeacher
 from lit_kd.methods.minilm import MiniLMDistill, needs_assistant
 from lit_kd.methods.obow import OBoWModule
 from lit_kd.methods.question_answering import QuestionAnswering
+from lit_kd.methods.replay import Replay
 from lit_kd.methods.rollouts import Rollouts
+from lit_kd.methods.scrg import SCRG
 from lit_kd.methods.sequence_classifier import SequenceClassifier
+from lit_kd.methods.sources import FixedData, OnPolicy, SequenceSource, TeacherMixed
 from lit_kd.methods.ssb import Refinement, SSBDistill, TeacherLogits
 from lit_kd.methods.synthesis import Synthesis
 from lit_kd.methods.synthetic import SyntheticDistill
@@ -21,6 +24,7 @@ __all__ = [
     "DefensiveDistill",
     "Distill",
     "FineTune",
+    "FixedData",
     "LanguageDistill",
     "LanguageModel",
     "LinearEvaluation",
@@ -28,13 +32,18 @@ __all__ = [
     "MCMITeacher",
     "MiniLMDistill",
     "OBoWModule",
+    "OnPolicy",
     "QuestionAnswering",
     "Refinement",
+    "Replay",
     "Rollouts",
+    "SCRG",
     "SSBDistill",
     "SequenceClassifier",
+    "SequenceSource",
     "Synthesis",
     "SyntheticDistill",
     "TeacherLogits",
+    "TeacherMixed",
     "needs_assistant",
 ]

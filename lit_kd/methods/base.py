@@ -75,12 +75,16 @@ class Distill(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer of the parameters that require gradients, and scheduler."""
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.build_optimizer()
         scheduler = self.make_scheduler(optimizer)
         config: Any = {"scheduler": scheduler, "interval": self.schedule_interval if self._by_recipe else "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def build_optimizer(self) -> Optimizer:
+        """The optimizer of all parameters that require gradients."""
+        return self.make_optimizer([p for p in self.parameters() if p.requires_grad])
 
     @property
     def _by_recipe(self) -> bool:

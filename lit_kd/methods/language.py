@@ -159,7 +159,7 @@ class LanguageModel(Distill):
         assert self._counted is not None
         total = self.trainer.strategy.reduce(self._counted.double(), reduce_op="sum")
         self._counted = None
-        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / float(total)
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(float(total), 1.0)
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
@@ -170,10 +170,14 @@ class LanguageModel(Distill):
             self.score(batch)
         if "prompt" in batch and "completion_mask" not in batch:
             return
-        terms, count = self.loss_sums(batch)
+        terms, count = self.validation_sums(batch)
         count = count.clamp(min=1)
         self.val_loss.update(torch.stack(list(terms.values())).sum() / count, count)
         self.log("val/loss", self.val_loss, batch_size=int(count), prog_bar=True, add_dataloader_idx=False)
+
+    def validation_sums(self, batch: TextBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """What ``val/loss`` is made of: here the loss itself."""
+        return self.loss_sums(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores, if there were prompts."""

@@ -118,14 +118,24 @@ class LanguageDistill(LanguageModel):
         weights = token_weights(entry(batch, "completion_mask"), self.reduction, batch.get("position_ids"))
 
         def sums(states: Tensor, head: Head, teacher: TeacherRows | None = None) -> dict[str, Tensor]:
-            return self.chunked_sums(self.token_losses(batch, teacher), weights, states, head)
+            return self.term_sums(batch, weights, states, head, teacher)
 
-        read: Any = sums
-        if self.needs_teacher and self.teacher == "adapter_off":
-            read = self._beside_adapter_off(batch, sums)
-        elif self.needs_teacher and isinstance(self.teacher, FrozenTeacher):
-            read = self._beside_network(batch, self.teacher, sums)
-        return self.read(batch, read), weights.sum().round()
+        found = self.read_both(batch, sums) if self.needs_teacher else self.read(batch, sums)
+        return found, weights.sum().round()
+
+    def term_sums(
+        self, batch: TextBatch, weights: Tensor, states: Tensor, head: Head, teacher: TeacherRows | None
+    ) -> dict[str, Tensor]:
+        """The weighted sum of each term; a method with terms of several tokens adds them here."""
+        return self.chunked_sums(self.token_losses(batch, teacher), weights, states, head)
+
+    def read_both(self, batch: TextBatch, read: Any) -> Any:
+        """``read(states, head, teacher)``: as :meth:`read`, with the teacher's logits of completion tokens beside."""
+        if self.teacher == "adapter_off":
+            read = self._beside_adapter_off(batch, read)
+        elif isinstance(self.teacher, FrozenTeacher):
+            read = self._beside_network(batch, self.teacher, read)
+        return self.read(batch, read)
 
     def _beside_adapter_off(self, batch: TextBatch, sums: Any) -> Any:
         """The teacher's states first, as its pass may not lie inside of the student's, which is the same module."""

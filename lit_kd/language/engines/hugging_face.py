@@ -83,6 +83,10 @@ class TransformersEngine(Engine):
                 results[row.position][row.sample] = completion
         return results
 
+    def processors(self, prompt_mask: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """What changes a batch's logits before a token is drawn of them; prompt_mask (B, width) is 0 for padding."""
+        return []
+
     def _complete(self, network: Any, rows: list[_Row], sampling: Sampling) -> Iterator[Completion]:
         from transformers import GenerationConfig
 
@@ -96,10 +100,11 @@ class TransformersEngine(Engine):
         config = GenerationConfig(**settings, eos_token_id=list(ends), pad_token_id=pad)
         random = np.stack([uniforms(row.draw, steps) for row in rows])
         choose = _Choose(sampling, mask.bool(), torch.from_numpy(random).to(device))
+        processors = [*self.processors(mask), choose]
         stop = _StopAt([ids.shape[1] + row.limit for row in rows], ends[0])
         with _generating(network, config):
             written = network.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[choose, stop]
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[*processors, stop]
             )
         for row, tokens in zip(rows, written[:, ids.shape[1] :].tolist(), strict=True):
             end = next((i for i, token in enumerate(tokens[: row.limit]) if token in ends), None)
@@ -145,10 +150,22 @@ def _batches(rows: list[_Row], size: int, context: int | None) -> Iterator[list[
         yield batch
 
 
+def drawn(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """A token of each row (N,) of logits (N, V): the inverse of its distribution function, in float64, at u in [0, 1).
+
+    Example:
+        >>> drawn(torch.tensor([[0.25, 0.5, 0.25]]).log().expand(4, 3), torch.tensor([0.0, 0.3, 0.7, 0.8]))
+        tensor([0, 1, 1, 2])
+    """
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    place = uniforms.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, place, right=True)[:, 0]  # the first whose cumulative probability is above
+
+
 class _Choose:
     """A logits processor that leaves one token of each row: drawn by the row's own uniforms, or as it is if greedy.
 
-    The draw is the inverse of the cumulative distribution, in float64; ``generate`` itself takes the largest logit.
+    ``generate`` itself takes the largest logit.
     """
 
     def __init__(self, sampling: Sampling, prompt_mask: Tensor, random: Tensor) -> None:
@@ -178,10 +195,8 @@ class _Choose:
             scores = warper(seen, scores)
         if self.greedy:
             return scores
-        cumulative = scores.double().softmax(-1).cumsum(-1)
-        place = self.random[:, input_ids.shape[1] - width, None] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, place, right=True)  # the first whose cumulative probability is above
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+        token = drawn(scores, self.random[:, input_ids.shape[1] - width])
+        return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
 class _StopAt:
