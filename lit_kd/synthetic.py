@@ -183,7 +183,7 @@ def questions_of(data: Sequence[Any]) -> Questions:
         batches = [batch for each in one.test_dataloader() for batch in each]
         prompts[one.mode] = [prompt for batch in batches for prompt in batch["prompt"]]
         gold = [right for batch in batches for right in batch["gold"]]
-    return Questions(prompts, gold, data[0].kind, data[0].task.labels, partial(plainly, data[0].task))
+    return Questions(prompts, gold, data[0].kind, data[0].labels, partial(plainly, data[0].task))
 
 
 def plainly(task: Task, mode: str, text: str) -> str:
