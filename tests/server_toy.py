@@ -37,6 +37,8 @@ class Server(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.now = self.most = 0
+        self.reply = "done"
+        self.mended = False  # True: does no more what the messages say
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, *args: Any) -> None:
@@ -63,6 +65,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.now -= 1
 
     def respond(self, word: str, number: str, times: int) -> None:
+        if self.server.mended:
+            return self.send(200, answer(self.server.reply))
         if word == "once" and times == 1:  # one failure
             return self.send(int(number), {"error": {"message": "busy"}})
         if word == "always":
@@ -82,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
             "long": answer("don", "length"),
             "list": [1, 2],
         }
-        return self.send(200, bodies.get(word, answer()))
+        return self.send(200, bodies.get(word, answer(self.server.reply)))
 
     def send(self, status: int, body: Any, kind: str = "application/json") -> None:
         content = (body if isinstance(body, str) else json.dumps(body)).encode()

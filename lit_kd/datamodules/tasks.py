@@ -85,8 +85,8 @@ class TaskDataModule(TextDataModule):
             limit: Predict and test the first rows only.
             duplicates: Similarity from which an input repeats an earlier one, see
                 :func:`lit_kd.language.filters.near_duplicates`; None: all are asked.
-            evaluation: What a training row must not have in common with: a JSONL file with the columns of the task, or
-                texts; see :func:`lit_kd.language.filters.contaminated`.
+            evaluation: What inputs must share no sentence with: "test" (that part of the data), a JSONL file with the
+                columns of the task, or texts; see :func:`lit_kd.language.filters.contaminated`.
             eval_batch_size: Rows a step and device.
             num_workers: Loader processes.
 
@@ -209,7 +209,7 @@ class TaskDataModule(TextDataModule):
     def _evaluation_texts(self) -> list[str]:
         if not isinstance(self.evaluation, str):
             return list(self.evaluation or [])
-        rows = read_rows(Path(self.evaluation))
+        rows = self.rows("test") if self.evaluation == "test" else read_rows(Path(self.evaluation))
         try:
             if self.task.conversation:
                 return [conversation(row, self.task.columns["messages"], False).text for row in rows]
