@@ -89,10 +89,22 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, network: Any = None) -> tuple
     Raises:
         ValueError: there is none.
     """
-    known = getattr(getattr(network, "generation_config", None), "eos_token_id", None)
-    several = known if isinstance(known, list) else [known]
-    found = [_end_of_turn(tokenizer), tokenizer.eos_token_id, *several]
+    found = [_end_of_turn(tokenizer), tokenizer.eos_token_id, *_own_ends(network)]
     return tuple(dict.fromkeys(token for token in found if token is not None))
+
+
+def unlearnt_end(tokenizer: PreTrainedTokenizerBase, network: Any) -> str | None:
+    """The token that closes the assistant's turn, if the checkpoint names its ends and this is none of them; else None.
+
+    A base model with the template of a chat model (Qwen has such) has never written it.
+    """
+    end, own = _end_of_turn(tokenizer), _own_ends(network)
+    return str(tokenizer.convert_ids_to_tokens(end)) if own and end not in own else None
+
+
+def _own_ends(network: Any) -> list[int]:
+    known = getattr(getattr(network, "generation_config", None), "eos_token_id", None)
+    return known if isinstance(known, list) else [] if known is None else [known]
 
 
 def collate(examples: Sequence[Example], pad: int, side: Literal["left", "right"] = "right") -> dict[str, Tensor]:

@@ -10,20 +10,20 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from lit_kd.language.accuracy import ScoreKind, metric_of
-from lit_kd.language.chat import lm_tokenizer
+from lit_kd.language.chat import lm_tokenizer, unlearnt_end
 from lit_kd.language.engines import Completion, Engine, Sampling, TransformersEngine
 from lit_kd.losses import chunked_loss
 from lit_kd.methods.base import Distill
 from lit_kd.methods.encoder_fine_tuning import entry
 from lit_kd.methods.schedules import warmup_linear
-from lit_kd.models.causal import CompletionStates, completion_labels
+from lit_kd.models.causal import CompletionStates, completion_labels, decoder_and_head, whole_network
 from lit_kd.models.text import check_tokenizers
 
 GREEDY = Sampling(temperature=0.0)
@@ -116,9 +116,10 @@ class LanguageModel(Distill):
     # Loss
 
     def on_fit_start(self) -> None:
-        """See that the data's ids are the network's."""
+        """See that the data's ids are the network's, and that it can learn to end its turn."""
         super().on_fit_start()
         check_tokenizers(data=getattr(self.trainer, "datamodule", None), network=self.network)
+        warn_of_unlearnt_end(self.network)
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """A sum; gradients are divided by the number of all tokens (or texts) before the optimizer's step."""
@@ -275,6 +276,19 @@ def cross_entropy(batch: TextBatch) -> TokenLoss:
     """-log q of each completion token."""
     labels = completion_labels(batch["input_ids"], entry(batch, "completion_mask"))
     return lambda logits, rows: F.cross_entropy(logits.float(), labels[rows], reduction="none")
+
+
+def warn_of_unlearnt_end(network: Any) -> None:
+    """Warn where a frozen output layer has to end turns by a token that its checkpoint never wrote (Qwen3#1064)."""
+    path, (_, head) = getattr(network, "tokenizer_path", None), decoder_and_head(network)
+    if path is None or any(parameter.requires_grad for parameter in head.parameters()):
+        return
+    end = unlearnt_end(lm_tokenizer(path), whole_network(network))
+    if end is not None:
+        rank_zero_warn(
+            f"The template ends turns by {end}, the checkpoint {path} does not, and its output layer is frozen: the "
+            "network may never stop. Take an instruct model, or give lora modules_to_save: [lm_head]."
+        )
 
 
 def common_vocabulary(student: Any, teacher: Any) -> int:

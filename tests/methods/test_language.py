@@ -14,7 +14,8 @@ from toy import quiet_trainer
 
 from lit_kd.language.chat import Example, collate
 from lit_kd.language.engines import Completion, Sampling
-from lit_kd.methods.language import LanguageModel, token_weights
+from lit_kd.methods.language import LanguageModel, token_weights, warn_of_unlearnt_end
+from lit_kd.models import causal_lm
 
 LENGTHS = [(3, 4), (5, 1), (2, 9), (4, 2), (1, 3), (6, 5)]
 
@@ -257,6 +258,19 @@ def test_data_of_another_tokenizer(tmp_path: Path) -> None:
     data.tokenizer_path = str(tmp_path / "other")  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="Data and network have different tokenizers"):
         quiet_trainer(max_epochs=1).fit(model(network), datamodule=data)
+
+
+def test_a_turn_that_may_never_end(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    base, chat = saved(tmp_path / "base"), saved(tmp_path / "chat", causal(eos_token_id=[2, 4]))
+    lora: dict[str, Any] = {"r": 2, "target_modules": "all-linear"}
+    with pytest.warns(UserWarning, match="ends turns by <.im_end.>, the checkpoint .*base does not"):
+        warn_of_unlearnt_end(causal_lm(base, lora=lora))
+    recwarn.clear()
+    warn_of_unlearnt_end(causal_lm(base))  # its output layer learns
+    warn_of_unlearnt_end(causal_lm(base, lora={**lora, "modules_to_save": ["lm_head"]}))
+    warn_of_unlearnt_end(causal_lm(chat, lora=lora))
+    warn_of_unlearnt_end(causal())  # no tokenizer is known
+    assert not [one for one in recwarn if "may never stop" in str(one.message)]
 
 
 def test_no_completion_mask() -> None:
