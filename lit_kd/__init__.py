@@ -20,6 +20,7 @@ _PUBLIC = {
         "LinearEvaluation",
         "MCMIDistill",
         "MCMITeacher",
+        "MGSRDistill",
         "MiniLMDistill",
         "OBoWModule",
         "OnPolicy",

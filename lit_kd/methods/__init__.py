@@ -7,6 +7,7 @@ from lit_kd.methods.language import LanguageModel
 from lit_kd.methods.language_distill import LanguageDistill
 from lit_kd.methods.linear_evaluation import FineTune, LinearEvaluation
 from lit_kd.methods.mcmi import MCMIDistill, MCMITeacher
+from lit_kd.methods.mgsr import MGSRDistill
 from lit_kd.methods.minilm import MiniLMDistill, needs_assistant
 from lit_kd.methods.obow import OBoWModule
 from lit_kd.methods.question_answering import QuestionAnswering
@@ -30,6 +31,7 @@ __all__ = [
     "LinearEvaluation",
     "MCMIDistill",
     "MCMITeacher",
+    "MGSRDistill",
     "MiniLMDistill",
     "OBoWModule",
     "OnPolicy",

@@ -24,7 +24,7 @@ from lit_kd.models.causal import CompletionStates
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.teacher import FrozenTeacher
 
-TeacherRows = Callable[[slice], Tensor]  # the teacher's logits of some completion tokens
+TeacherRows = Callable[[slice | Tensor], Tensor]  # the teacher's logits of some completion tokens
 Divergence = Callable[[Tensor, Tensor, slice], Tensor]  # of student's and teacher's logits (n, V) and their rows: (n,)
 
 
@@ -143,7 +143,7 @@ class LanguageDistill(LanguageModel):
             theirs = self.student(lambda states, head: states, **self.teacher_inputs(batch))  # type: ignore[misc]
 
         def read(states: Tensor, head: Head) -> Any:
-            def teacher(rows: slice) -> Tensor:
+            def teacher(rows: slice | Tensor) -> Tensor:
                 with torch.no_grad(), self.network.disable_adapter():
                     return head(theirs[rows])
 
@@ -158,7 +158,7 @@ class LanguageDistill(LanguageModel):
             graph = torch.is_grad_enabled()
 
             def read_teacher(theirs: Tensor, their_head: Head) -> Any:
-                def teacher(rows: slice) -> Tensor:
+                def teacher(rows: slice | Tensor) -> Tensor:
                     with torch.no_grad():
                         return their_head(theirs[rows])
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_kd.language.engines.hugging_face import TransformersEngine
+from lit_kd.models.causal import whole_network
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +28,7 @@ class MixedEngine(TransformersEngine):
     Args:
         network: the student.
         tokenizer: of both.
-        other: the teacher's forward: a network of transformers, or what calls one; in eval mode.
+        other: the teacher, in eval mode; ``network`` itself: as it is without its adapter.
         share: of the teacher, in [0, 1].
         batch_size: completions written at once.
 
@@ -37,25 +40,28 @@ class MixedEngine(TransformersEngine):
         self,
         network: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        other: Callable[..., Any],
+        other: nn.Module,
         share: float,
         batch_size: int = 16,
     ) -> None:
         super().__init__(network, tokenizer, batch_size)
         if not 0 <= share <= 1:
             raise ValueError(f"share={share} must lie in [0, 1]: it is what the mixture has of the teacher.")
-        self.other, self.share = other, share
+        self.share, self.other = share, other
 
     def processors(self, prompt_mask: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The mixture, which then stands for the student's logits."""
-        return [_Mixture(self.other, self.share, prompt_mask)]
+        return [_Mixture(self.other, self.share, prompt_mask, self.other is self.network)]
 
 
 class _Mixture:
     """A logits processor; the teacher reads a batch along with ``generate``, with a cache of its own."""
 
-    def __init__(self, other: Callable[..., Any], share: float, mask: Tensor) -> None:
-        self.other, self.mask = other, mask
+    def __init__(self, other: Any, share: float, mask: Tensor, adapter_off: bool) -> None:
+        self.network, self.mask = whole_network(other), mask
+        self.as_teacher = other.disable_adapter if adapter_off else nullcontext
+        self.known = inspect.signature(self.network.forward).parameters
+        self.cache_name = "cache" if "cache" in self.known else "past_key_values"  # the one before transformers 5.20
         self.shares = [math.log(part) if part else -math.inf for part in (share, 1 - share)]
         self.cache: Any = None
 
@@ -63,15 +69,12 @@ class _Mixture:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         new = input_ids if self.cache is None else input_ids[:, -1:]
         self.mask = F.pad(self.mask, (0, input_ids.shape[1] - self.mask.shape[1]), value=1)
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
-        found = self.other(
-            input_ids=new,
-            attention_mask=self.mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.cache = found.past_key_values
+        inputs = {"input_ids": new, "attention_mask": self.mask, "use_cache": True, self.cache_name: self.cache}
+        if "position_ids" in self.known:
+            inputs["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        with self.as_teacher():
+            found = self.network(**inputs)
+        self.cache = found[self.cache_name]
         teacher = found.logits[:, -1].float().log_softmax(-1)[:, : scores.shape[1]]
         teacher = F.pad(teacher, (0, scores.shape[1] - teacher.shape[1]), value=-torch.inf)
         student = scores.float().log_softmax(-1)
