@@ -7,6 +7,7 @@ from lit_kd.callbacks.eigen_cam import EigenCAMPanel
 from lit_kd.callbacks.ema import EMATeacherCallback
 from lit_kd.callbacks.export import ExportStudent
 from lit_kd.callbacks.few_shot import FewShotEpisodes, few_shot_accuracy
+from lit_kd.callbacks.first_validation import FirstValidation
 from lit_kd.callbacks.knn import KNNProbe, weighted_knn
 from lit_kd.callbacks.online_probe import OnlineLinearProbe
 from lit_kd.callbacks.predictions import PredictionsWriter
@@ -25,6 +26,7 @@ __all__ = [
     "EigenCAMPanel",
     "ExportStudent",
     "FewShotEpisodes",
+    "FirstValidation",
     "KNNProbe",
     "OnlineLinearProbe",
     "OnlineVocabularyCallback",

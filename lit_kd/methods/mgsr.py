@@ -5,27 +5,27 @@ With parts of it left out the same module is plain distillation, ImitKD, GKD or 
 
 from __future__ import annotations
 
-import math
 import time
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
+from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
+from lit_kd.callbacks.first_validation import FirstValidation
 from lit_kd.language.chunkers import Chunker
 from lit_kd.losses import DACKL, DACTerms, ForwardKL, forward_kl
 from lit_kd.losses.spans import SpanNorm
 from lit_kd.methods.encoder_fine_tuning import entry
 from lit_kd.methods.language import Head, TextBatch, TokenLoss, cross_entropy, token_weights
 from lit_kd.methods.language_distill import Divergence, LanguageDistill, TeacherRows
-from lit_kd.methods.sources import FixedData, Moment, SequenceSource
+from lit_kd.methods.schedules import cosine
+from lit_kd.methods.sources import FixedData, Moment, SequenceSource, states_of_all
 from lit_kd.methods.span_term import SpanPairs, span_sum
 from lit_kd.methods.writing import StudentAndTeacher, token_rows
 
@@ -153,21 +153,18 @@ class MGSRDistill(LanguageDistill):
         if isinstance(size, int):
             self.source.check(size)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """The student is validated before training."""
+        return [*super().configure_callbacks(), FirstValidation()]
+
     def on_train_start(self) -> None:
-        """Validate the student as it is, print that and tell the source."""
+        """See that a source that validation drives has one."""
         super().on_train_start()
-        validates = any(self.trainer.num_val_batches)
-        if self.source.needs_validation and not validates:
+        if self.source.needs_validation and not any(self.trainer.num_val_batches):
             raise ValueError(
                 f"source={type(self.source).__name__} is driven by val/loss, and nothing is held out: give the data "
                 "validation texts (val_fraction), or a phi to start with."
             )
-        if validates and self.trainer.global_step == 0:
-            self.trainer.validating = True
-            self.trainer.fit_loop.epoch_loop.val_loop.run()
-            self.trainer.training = True
-            found = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:4] == "val/"}
-            rank_zero_info("Before training: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """The loss on what the source gives for a batch."""
@@ -186,12 +183,9 @@ class MGSRDistill(LanguageDistill):
         if not self.source.writes:
             return batch
         if "position_ids" in batch:
-            raise ValueError(
-                "The data pack several texts into a row, which the student cannot continue: packing=False."
-            )
+            raise ValueError("The data pack several texts into a row, which cannot be continued: set packing=False.")
         given = token_rows(batch)
-        start = time.perf_counter()
-        tokens = self.writer.tokens
+        start, tokens = time.perf_counter(), self.writer.tokens
         steps = self.trainer.estimated_stepping_batches
         moment = Moment(self.trainer.global_step, float(steps), batch_idx, self.global_rank)
         rows = self.source.rows(given, moment, self.writer)
@@ -232,8 +226,7 @@ class MGSRDistill(LanguageDistill):
         pairs = self.pairs(batch)
         settings: Any = {"size": self.vocabulary, "norm": self.span_norm, "chunk": self.chunk}
         sums["span"] = self.span_weight * span_sum(pairs, weights, states, head, teacher, **settings)
-        if self.training:
-            self.log("train/pairs", len(pairs) / max(len(weights), 1), batch_size=max(len(weights), 1))
+        self.log("train/pairs", len(pairs) / max(len(weights), 1), batch_size=max(len(weights), 1))
         return sums
 
     @cached_property
@@ -274,11 +267,7 @@ class MGSRDistill(LanguageDistill):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The state of each device's source."""
-        states: list[Any] = [self.source.state_dict()]
-        if dist.is_available() and dist.is_initialized():
-            states = [None] * dist.get_world_size()
-            dist.all_gather_object(states, self.source.state_dict())
-        checkpoint["source"] = states
+        checkpoint["source"] = states_of_all(self.source)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up that of this device."""
@@ -306,12 +295,8 @@ class MGSRDistill(LanguageDistill):
     def default_scheduler(self, optimizer: Optimizer) -> LRScheduler:
         """A cosine to 1e-7 over the planned epochs, behind a linear warm-up if there is one."""
         end = 1e-7 / self.lr
-
-        def factor(step: int, steps: int) -> float:
-            warmup = round(self.warmup * steps)
-            if step < warmup:
-                return step / warmup
-            progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-            return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
-
-        return self.schedule_by_step(optimizer, factor, first=1.0 if self.warmup == 0 else 0.0)
+        return self.schedule_by_step(
+            optimizer,
+            lambda step, steps: end + (1 - end) * cosine(step, steps, round(self.warmup * steps)),
+            first=1.0 if self.warmup == 0 else end,
+        )

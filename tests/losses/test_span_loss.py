@@ -108,3 +108,11 @@ def test_rows_without_pairs_and_what_is_refused() -> None:
         span_relations_of_rows(logits, logits, pairs, 0.0)
     with pytest.raises(ValueError, match=r"pairs must be \(P, 2\), two rows each, got \(2,\)"):
         span_relations_of_rows(logits, logits, pairs[0])
+
+
+def test_pairs_can_have_weights() -> None:
+    student, teacher = torch.randn(2, 4, 6).unbind()
+    pairs = torch.tensor([[0, 1], [2, 3]])
+    first, second = (span_relations_of_rows(student, teacher, pairs[i : i + 1]) for i in (0, 1))
+    found = span_relations_of_rows(student, teacher, pairs, weights=torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(found, 0.5 * first + 2 * second)

@@ -345,9 +345,9 @@ def state(found: MGSRDistill, trainer: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("step", [2, 5])
+@pytest.mark.parametrize("step", [2, 4, 5])
 def test_resumed_equals_straight(step: int, path: str, tmp_path: Path) -> None:
-    """In mid-epoch, with dropout, a buffer that is full and phi that has grown."""
+    """In mid-epoch and before a validation, with dropout, a buffer that is full and phi that has grown."""
 
     def run(checkpoint: Path | None = None) -> dict[str, Any]:
         torch.manual_seed(0)
