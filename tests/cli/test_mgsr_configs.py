@@ -15,7 +15,7 @@ from lit_kd.language.arithmetic import write_start
 CONFIGS = Path(__file__).parents[2] / "configs/mgsr"
 TINY = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 FAMILIES = {"gpt2": "gpt2", "openllama2": "llama", "opt": "opt"}
-ROLES = ("teacher", "student_sft")
+ROLES, BASELINES = ("teacher", "student_sft"), ("kd", "gkd", "distillm")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -38,6 +38,12 @@ def tiny(name: str, path: str = "", **data: Any) -> list[str]:
         own["tokenizer"] = path
     if "sampling" in model:
         model["sampling"]["max_new_tokens"] = 3
+    source = model.get("source", {})
+    for one in (source, source.get("init_args", {}).get("source", {})):
+        if one.get("class_path") in ("OnPolicy", "Replay"):
+            one["init_args"]["sampling"] = {"max_new_tokens": 3}
+        if one.get("class_path") == "Replay":  # else it only writes once validation got worse
+            one["init_args"].update(initial_phi=1.0, capacity=2)
     config["trainer"].pop("precision", None)
     if config["data"]["class_path"] == "ArithmeticDataModule":
         own.update({key: 6 for key in ("samples", "test_samples") if key in own})
@@ -67,16 +73,19 @@ def base(family: str) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pair(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teacher, student, and what is distilled from the one into the other."""
     monkeypatch.chdir(tmp_path)
     instructions()
     path = base(family)
-    for role in ROLES:
+    chosen_by = {"teacher": "val/rougeL", "student_sft": "val/loss"}
+    distilled = ("mgsr", *BASELINES) if family == "gpt2" else ("mgsr",)
+    for role in (*ROLES, *distilled):
         main(["fit", *tiny(f"{family}_{role}", path)])
         run = Path("runs/mgsr") / family / role
         network = AutoModelForCausalLM.from_pretrained(run / "export")
         assert network.config.model_type == FAMILIES[family] and (run / "summary.md").is_file()
         chosen = json.loads((run / "export/model.json").read_text())["metrics"]
-        assert list(chosen) == [{"teacher": "val/rougeL", "student_sft": "val/loss"}[role]]
+        assert list(chosen) == [chosen_by.get(role, "val/rougeL")]
 
 
 def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,14 +106,16 @@ def test_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runs = Path("runs/mgsr/arithmetic")
     write_start(runs / "start", width=16, layers=1, heads=2)
-    for role in ROLES:
+    for role in (*ROLES, "mgsr"):
         main(["fit", *tiny(f"arithmetic_{role}")])
         assert (runs / role / "export/model.safetensors").is_file()
     student = AutoModelForCausalLM.from_pretrained(runs / "student_sft/export").config
     assert student.hidden_size == 8
     path = "--model.init_args.network.init_args.path"
+    main(["test", *tiny("arithmetic_test")])
     main(["test", *tiny("arithmetic_test"), path, str(runs / "student_sft/export")])
     assert "pass@1" in (runs / "results.md").read_text()
+    assert len(json.loads((runs / "results.json").read_text())) == 2
 
 
 def test_recipes_are_those_of_the_specification() -> None:
@@ -117,6 +128,14 @@ def test_recipes_are_those_of_the_specification() -> None:
         config = read(f"{family}_student_sft")
         assert config["trainer"]["max_epochs"] == 3 and config["trainer"]["gradient_clip_val"] == 1.0
         assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == lr
+        mgsr, start = read(f"{family}_mgsr"), f"runs/mgsr/{family}/student_sft/export"
+        assert mgsr["model"]["init_args"]["lr"] == lr
+        assert (
+            mgsr["model"]["init_args"]["network"]["init_args"]["path"]
+            == mgsr["data"]["init_args"]["tokenizer"]
+            == start
+        )
+        assert [mgsr["model"]["init_args"][f"{part}_weight"] for part in ("kd", "ce", "span")] == [1.0, 1.0, 1.0]
     for name in (path.stem for path in CONFIGS.glob("*.yaml") if "InstructionDataModule" in path.read_text()):
         sampling = read(name)["model"]["init_args"]["sampling"]  # one and the same everywhere (LMOps#205)
         assert sampling == {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 256, "seed": 10}
