@@ -3,7 +3,7 @@ r"""Distillation through synthetic data on generated word problems, sized for a 
     python -m benchmarks.synthetic_arithmetic --out runs/synthetic_arithmetic --seeds 0 1 2
 
 For each seed a small Llama, the teacher, learns to solve problems of one to three steps by a chain of thought, and a
-smaller one, the student, learns little: mostly bare answers. Then the teacher solves new problems, and what ends with
+smaller one, the student, learns less, and mostly bare answers. Then the teacher solves new problems, and what ends with
 the gold answer is kept (`Synthesis`). The systems, on held-out problems, greedy:
 
 - student, plain and student, chain of thought: before;
@@ -31,6 +31,7 @@ from benchmarks.runs import once, spread
 from lit_kd.callbacks import ExportStudent
 from lit_kd.datamodules import ArithmeticDataModule, ChatDataModule, TaskDataModule
 from lit_kd.files import replacing
+from lit_kd.language.answers import extract_boxed
 from lit_kd.language.arithmetic import make_arithmetic, write_start
 from lit_kd.language.engines import Sampling
 from lit_kd.language.records import read_records
@@ -123,7 +124,11 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, float]:
         return fit(module, data, epochs, out / name)
 
     once(out, "learn_teacher", lambda: learn("teacher", 128, 4, args.samples, 0.9, args.epochs))
-    once(out, "learn_student", lambda: learn("student", 96, 3, args.student_samples, 0.1, args.student_epochs))
+    once(
+        out,
+        "learn_student",
+        lambda: learn("student", 96, 3, args.student_samples, args.student_thinking, args.student_epochs),
+    )
     with replacing(Path(task)) as temporary:
         temporary.write_text(TASK)
 
@@ -133,21 +138,28 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, float]:
         )
         return TaskDataModule(task=task, mode=mode, problems=problems, eval_batch_size=128, **settings)
 
-    def synthesize(target: Any) -> dict[str, float]:
+    def synthesize() -> dict[str, float]:
         greedy = Sampling(temperature=0.0, max_new_tokens=LENGTH)
         module = Synthesis(
-            str(out / target), greedy, target, attempts=1, network=causal_lm(str(teacher)), answer_batch_size=128
+            str(out / "rows"),
+            greedy,
+            "rationale+answer",
+            attempts=1,
+            network=causal_lm(str(teacher)),
+            answer_batch_size=128,
         )
         trainer().predict(module, inputs("cot"))
-        rows = read_records(out / target)
+        rows = read_records(out / "rows")
         kept = [row for row in rows if row["reason"] is None]
-        write(out / f"{target}.jsonl", [row["messages"] for row in kept])
+        write(out / "rationales.jsonl", [row["messages"] for row in kept])
+        # Greedy replies are the same whatever is kept of them: the teacher need not be asked twice.
+        answers = [(row["messages"][1]["content"], extract_boxed(row["messages"][-1]["content"])) for row in kept]
+        write(out / "answers.jsonl", [chat(question, boxed(str(answer))) for question, answer in answers])
         write(out / "gold.jsonl", [chat(row["messages"][1]["content"], boxed(row["gold"])) for row in rows])
         return {"problems": len(rows), "kept": len(kept)}
 
-    kept = int(once(out, "write_answers", lambda: synthesize("answer"))["kept"])
-    once(out, "write_rationales", lambda: synthesize("rationale+answer"))
-    files = {GOLD: "gold.jsonl", ANSWERS: "answer.jsonl", RATIONALES: "rationale+answer.jsonl"}
+    kept = int(once(out, "write", synthesize)["kept"])
+    files = {GOLD: "gold.jsonl", ANSWERS: "answers.jsonl", RATIONALES: "rationales.jsonl"}
     for number, (_, file) in enumerate(files.items()):
 
         def distil(number: int = number, file: str = file) -> dict[str, float]:
@@ -178,10 +190,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=40000, help="problems that the teacher learns from")
     parser.add_argument("--epochs", type=int, default=2, help="of the teacher")
-    parser.add_argument("--student-samples", type=int, default=10000)
+    parser.add_argument("--student-samples", type=int, default=16000)
+    parser.add_argument("--student-thinking", type=float, default=0.3, help="share of them with a chain of thought")
     parser.add_argument("--student-epochs", type=int, default=2)
     parser.add_argument("--problems", type=int, default=6000, help="that the teacher solves for the student")
-    parser.add_argument("--distil-epochs", type=int, default=3)
+    parser.add_argument("--distil-epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=2e-3, help="of the fine-tuning")
     parser.add_argument("--test", type=int, default=1000, help="held-out problems")
     args = parser.parse_args()
