@@ -75,8 +75,8 @@ class TaskDataModule(TextDataModule):
 
         Args:
             task: Name of a task of ours, or path of a YAML file, see :class:`lit_kd.language.tasks.Task`.
-            mode: Whose system message ``prompt`` has: "plain" is the student's own. `lit-kd test` scores replies as they
-                stand; those of a mode in JSON are read by ``python -m lit_kd.synthetic``.
+            mode: Whose system message ``prompt`` has: "plain" is the student's own. `lit-kd test` scores replies as
+                they stand; those in JSON are read by ``python -m lit_kd.synthetic``.
             root: Folder of `train.jsonl` and `test.jsonl`.
             problems: A data module whose problems are taken, with the columns `question` and `answer`; without it and
                 `root` the examples of the task come by `datasets`.
