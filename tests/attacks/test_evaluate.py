@@ -162,7 +162,7 @@ def test_chunks_do_not_matter() -> None:
     protocol = replace(PROTOCOL, attacks=("noise", "fgsm_T", "pgd_naive", "pgd_margin", "apgd_dlr"), steps=5)
     (one, first), (many, second) = (evaluate(mixture().student, protocol, samples=60, chunk=size) for size in (60, 7))
     for name, values in first.items():
-        torch.testing.assert_close(second[name], values, rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(second[name], values, rtol=1e-5, atol=1e-4, msg=name)  # margins reach hundreds
     assert one["headline"] == many["headline"]
 
 

@@ -32,7 +32,12 @@ def test_equals_one_process(name: str, one: dict[str, Any], two: dict[str, Any])
     assert one[name]["metrics"].keys() == two[name]["metrics"].keys()
     assert {key.split("/")[0] for key in one[name]["metrics"]} == {"val", "test"}
     for key, value in one[name]["metrics"].items():
-        torch.testing.assert_close(two[name]["metrics"][key], value, rtol=1e-3, atol=1e-3, msg=key)
+        torch.testing.assert_close(two[name]["metrics"][key], value, rtol=1e-3, atol=allowed(key), msg=key)
+
+
+def allowed(metric: str) -> float:
+    """Two of 31 nearly equal predictions that change places move the rank correlation by up to 12 / 31^2."""
+    return 0.013 if metric.endswith("spearman") else 1e-3
 
 
 def test_answers_are_in_one_file(one: dict[str, Any], two: dict[str, Any]) -> None:
@@ -44,4 +49,8 @@ def test_fsdp2_equals_one_process(tmp_path: Path) -> None:
     sharded = two_processes.launch(text_worker, "fsdp", tmp_path)
     torch.set_num_threads(1)
     single = text_worker.run_fsdp(devices=1)
+    for name, found in single.items():
+        for key, value in found.pop("metrics").items():
+            torch.testing.assert_close(sharded[name]["metrics"][key], value, rtol=1e-3, atol=allowed(key), msg=key)
+        assert sharded[name].pop("metrics")
     torch.testing.assert_close(sharded, single, rtol=1e-3, atol=1e-3)

@@ -196,7 +196,7 @@ def test_pieces_keep_to_the_limit(limit: int, inverse_delta: float | None, pool:
         distances = WordDistances(features, words, max_elements=limit)
         target = distances.target(inverse_delta, 0.5, pool)
     assert seen.largest <= max(limit, 3 * 64)  # the target itself is (3, 64)
-    torch.testing.assert_close(target, expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(target, expected, rtol=5e-5, atol=1e-6)  # processors sum in orders of their own
 
 
 def test_pieces_within_the_kept_distances() -> None:

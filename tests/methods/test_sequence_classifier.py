@@ -103,7 +103,7 @@ def test_metrics_equal_those_of_other_libraries(task: str) -> None:
         },
     }[task]()
     assert 0.02 < min(abs(value) for value in expected.values()) < 0.98  # else the comparison says little
-    assert {name: found[f"val/{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert {name: found[f"val/{name}"] for name in expected} == pytest.approx(expected, abs=1e-4)
     if task == "mnli":
         assert found["val/mismatched_accuracy"] != found["val/accuracy"]
 
