@@ -1,6 +1,6 @@
 """Cost of the parts of an on-policy step.
 
-    python -m benchmarks.on_policy --dac [--norm rest] [--threads 2]
+    python -m benchmarks.on_policy --dac [--norm renorm] [--threads 2]
     python -m benchmarks.on_policy --sources [--data FOLDER]
 
 --dac: value and gradient of DAC-KL with its sub-network, and of the forward KL, of random logits of student and teacher
@@ -211,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dac", action="store_true", help="DAC-KL against the forward KL")
     parser.add_argument("--sources", action="store_true", help="steps by the source of their sequences")
-    parser.add_argument("--norm", choices=("renorm", "rest", "none"), default="renorm")
+    parser.add_argument("--norm", choices=("rest", "renorm", "none"), default="rest")
     parser.add_argument("--mask", choices=("soft", "hard", "straight_through"), default="soft")
     parser.add_argument("--vocabulary", type=int, default=50257)
     parser.add_argument("--tokens", type=int, default=2048)

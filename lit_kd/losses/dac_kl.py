@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from lit_kd.losses.tokens import check_pair, log_probs, warn_of_infinity
 
-ClipNorm = Literal["renorm", "rest", "none"]
+ClipNorm = Literal["rest", "renorm", "none"]
 ClipMask = Literal["soft", "hard", "straight_through"]
 ClipFeatures = Literal["topk", "full_probs", "student_teacher_probs", "stats"]
 
@@ -53,7 +53,7 @@ class DACTerms(NamedTuple):
 @dataclass(frozen=True)
 class _Clip:
     mask: ClipMask = "soft"
-    norm: ClipNorm = "renorm"
+    norm: ClipNorm = "rest"
     sharpness: float = 10.0
     min_keep: int = 2
     coverage: float = 0.0
@@ -104,7 +104,7 @@ def dac_kl(
     temperature: float = 1.0,
     *,
     mask: ClipMask = "soft",
-    norm: ClipNorm = "renorm",
+    norm: ClipNorm = "rest",
     sharpness: float = 10.0,
     min_keep: int = 2,
     coverage: float = 0.0,
@@ -130,8 +130,9 @@ def dac_kl(
         temperature: T > 0. There is no factor T^2: it is the caller's.
         mask: "soft" as above; "hard", 1 for :math:`Q(l) \le p_v \le Q(u)` and else 0, without a gradient to the levels;
             "straight_through", the value of the hard one and the gradient of the soft one.
-        norm: "renorm", P and R divided by their sums (full range: the forward KL); "rest", what is not kept is one more
-            class of both (a lower bound of the forward KL); "none", as it stands above, which can be negative.
+        norm: "rest", what is not kept is one more class of both: a lower bound of the forward KL that still tells how
+            much the student gives to it; "renorm", P and R divided by their sums, which is blind to that; "none", as it
+            stands above, which can be negative. All are the forward KL over the full range.
         sharpness: tau.
         min_keep: classes that are always kept; 1 is the peak alone.
         coverage: the kept mass below which ``coverage_weight`` times the shortfall is added to the loss.
@@ -145,7 +146,7 @@ def dac_kl(
         >>> teacher = torch.tensor([[0.55, 0.20, 0.10, 0.08, 0.05, 0.02]]).log()
         >>> student = torch.tensor([[0.30, 0.25, 0.20, 0.10, 0.10, 0.05]]).log()
         >>> dac_kl(student, teacher, torch.tensor([0.2]), torch.tensor([0.8]), mask="hard").loss
-        tensor([0.1392])
+        tensor([0.1486])
     """
     clip = _Clip(mask, norm, sharpness, min_keep, coverage, coverage_weight, detach_mask_in_student)
     _check_rows(student_logits, teacher_logits, temperature)
@@ -186,7 +187,7 @@ class DACKL(nn.Module):
         self,
         features: ClipFeatures = "topk",
         hidden: int = 64,
-        norm: ClipNorm = "renorm",
+        norm: ClipNorm = "rest",
         mask: ClipMask = "soft",
         min_keep: int = 2,
         sharpness: float = 10.0,
