@@ -22,17 +22,15 @@ finished run leaves a file in ``out`` and is not run again. Compare rows within 
 
 import argparse
 import statistics
-import time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
-from benchmarks.runs import once, spread
-from lit_kd.callbacks import ExportStudent
+from benchmarks.runs import fit, once, spread, trainer
 from lit_kd.datamodules import ArithmeticDataModule
 from lit_kd.language.answers import grade
 from lit_kd.language.arithmetic import write_start
@@ -47,29 +45,6 @@ LEVELS, LENGTH = (1, 2), 48  # equations of a problem; tokens of an answer
 STUDENT = {"hidden_size": 64, "intermediate_size": 170, "num_hidden_layers": 2, "head_dim": 16}
 HELD_OUT = 1000  # seed of the problems that nothing is trained on
 SYSTEMS = ("start", "sft", "kl", "scrg", "dac", "span")
-
-
-def trainer(epochs: int | None = None, export: Path | None = None) -> Trainer:
-    """Of a CPU, without logs."""
-    return Trainer(
-        max_epochs=epochs,
-        gradient_clip_val=1.0 if epochs else None,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[ExportStudent(str(export))] if export else [],
-    )
-
-
-def fit(module: Any, data: LightningDataModule, epochs: int, export: Path) -> dict[str, float]:
-    """Train and export; loss and seconds a step."""
-    run = trainer(epochs, export)
-    start = time.perf_counter()
-    run.fit(module, data)
-    seconds = (time.perf_counter() - start) / run.global_step
-    return {"loss": float(run.callback_metrics["train/loss_epoch"]), "seconds": seconds, "steps": run.global_step}
 
 
 def data(args: argparse.Namespace, out: Path, samples: int, seed: int, **settings: Any) -> ArithmeticDataModule:
@@ -169,9 +144,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--teacher-samples", type=int, default=30000, help="problems that the teacher learns from")
     parser.add_argument("--teacher-epochs", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=3000, help="problems of the student")
-    parser.add_argument("--student-epochs", type=int, default=3, help="before distillation")
-    parser.add_argument("--steps", type=int, default=300, help="of each system")
+    parser.add_argument("--samples", type=int, default=600, help="problems of the student")
+    parser.add_argument("--student-epochs", type=int, default=10, help="before distillation")
+    parser.add_argument("--steps", type=int, default=400, help="of each system")
     parser.add_argument("--lr", type=float, default=1e-3, help="of each system")
     parser.add_argument("--test", type=int, default=500, help="held-out problems")
     args = parser.parse_args()

@@ -1,10 +1,14 @@
-"""What benchmarks that take hours share: each finished run leaves a file and is not run again."""
+"""What benchmarks of many trainings share: each finished run leaves a file and is not run again."""
 
 import json
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lit_kd.callbacks import ExportStudent
 from lit_kd.files import replacing
 
 
@@ -18,6 +22,29 @@ def once(out: Path, name: str, start: Callable[[], dict[str, float]]) -> dict[st
         temporary.write_text(json.dumps(numbers, indent=2))
     print(name, json.dumps({key: round(value, 4) for key, value in numbers.items()}), flush=True)
     return numbers
+
+
+def trainer(epochs: int | None = None, export: Path | None = None) -> Trainer:
+    """Of a CPU, without logs."""
+    return Trainer(
+        max_epochs=epochs,
+        gradient_clip_val=1.0 if epochs else None,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ExportStudent(str(export))] if export else [],
+    )
+
+
+def fit(module: LightningModule, data: LightningDataModule, epochs: int, export: Path) -> dict[str, float]:
+    """Train and export; loss, seconds a step and steps."""
+    run = trainer(epochs, export)
+    start = time.perf_counter()
+    run.fit(module, data)
+    seconds = (time.perf_counter() - start) / run.global_step
+    return {"loss": float(run.callback_metrics["train/loss_epoch"]), "seconds": seconds, "steps": run.global_step}
 
 
 def spread(values: Sequence[float]) -> str:

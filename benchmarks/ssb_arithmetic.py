@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
-from benchmarks.runs import once, spread
-from lit_kd.callbacks import ExportStudent
+from benchmarks.runs import fit, once, spread, trainer
 from lit_kd.datamodules import ArithmeticDataModule, HintsDataModule, RightAnswersDataModule, SSBDataModule
 from lit_kd.language.arithmetic import write_start
 from lit_kd.language.engines import Sampling
@@ -38,27 +37,6 @@ ALL_LEVELS, LEVELS = (1, 2, 3), (3,)  # of the base's problems, and of those tha
 LENGTH = 96  # tokens of an answer
 LORA = {"r": 32, "lora_alpha": 32, "target_modules": "all-linear"}
 SYSTEMS = ("base", "right", "texts", "ssb", "ssb_ce")
-
-
-def trainer(epochs: int | None = None, export: Path | None = None) -> Trainer:
-    """Of a CPU, without logs."""
-    return Trainer(
-        max_epochs=epochs,
-        gradient_clip_val=1.0 if epochs else None,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[ExportStudent(str(export))] if export else [],
-    )
-
-
-def fit(module: LightningModule, data: LightningDataModule, epochs: int, export: Path) -> dict[str, float]:
-    """Train and export; the loss."""
-    run = trainer(epochs, export)
-    run.fit(module, data)
-    return {"loss": float(run.callback_metrics["train/loss_epoch"])}
 
 
 def problems(args: argparse.Namespace, tokenizer: Path, **settings: Any) -> ArithmeticDataModule:

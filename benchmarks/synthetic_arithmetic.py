@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
-from benchmarks.runs import once, spread
-from lit_kd.callbacks import ExportStudent
+from benchmarks.runs import fit, once, spread, trainer
 from lit_kd.datamodules import ArithmeticDataModule, ChatDataModule, TaskDataModule
 from lit_kd.files import replacing
 from lit_kd.language.answers import extract_boxed
@@ -57,27 +56,6 @@ targets:
 """
 GOLD, ANSWERS, RATIONALES = "gold answers", "distilled, answers", "distilled, rationales"
 SYSTEMS = (STUDENT, STUDENT_COT, GOLD, ANSWERS, RATIONALES, TEACHER_COT)
-
-
-def trainer(epochs: int | None = None, export: Path | None = None) -> Trainer:
-    """Of a CPU, without logs."""
-    return Trainer(
-        max_epochs=epochs,
-        gradient_clip_val=1.0 if epochs else None,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[ExportStudent(str(export))] if export else [],
-    )
-
-
-def fit(module: LightningModule, data: LightningDataModule, epochs: int, export: Path) -> dict[str, float]:
-    """Train and export; the loss."""
-    run = trainer(epochs, export)
-    run.fit(module, data)
-    return {"loss": float(run.callback_metrics["train/loss_epoch"])}
 
 
 def chats(path: Path, seed: int, samples: int, thinking: float) -> str:
