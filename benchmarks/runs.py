@@ -53,3 +53,9 @@ def spread(values: Sequence[float]) -> str:
         return "-"
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def print_systems(systems: Sequence[str], found: Sequence[dict[str, float]]) -> None:
+    """A table with a column for each system: mean and deviation of its numbers, of which each run has one."""
+    print("| " + " | ".join(systems) + " |\n" + "|---" * len(systems) + "|")
+    print("| " + " | ".join(spread([numbers[name] for numbers in found]) for name in systems) + " |")

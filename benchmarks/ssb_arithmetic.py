@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 
-from benchmarks.runs import fit, once, spread, trainer
+from benchmarks.runs import fit, once, print_systems, spread, trainer
 from lit_kd.datamodules import ArithmeticDataModule, HintsDataModule, RightAnswersDataModule, SSBDataModule
 from lit_kd.language.arithmetic import write_start
 from lit_kd.language.engines import Sampling
@@ -129,8 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {vars(args)}")
     found = [run(args, seed) for seed in args.seeds]
-    print("| " + " | ".join(SYSTEMS) + " |\n" + "|---" * len(SYSTEMS) + "|")
-    print("| " + " | ".join(spread([numbers[name] for numbers in found]) for name in SYSTEMS) + " |")
+    print_systems(SYSTEMS, found)
     for name in SYSTEMS[1:]:
         print(f"gain of {name} over base: {spread([numbers[name] - numbers['base'] for numbers in found])} points")
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 
-from benchmarks.runs import fit, once, spread, trainer
+from benchmarks.runs import fit, once, print_systems, spread, trainer
 from lit_kd.datamodules import ArithmeticDataModule, ChatDataModule, TaskDataModule
 from lit_kd.files import replacing
 from lit_kd.language.answers import extract_boxed
@@ -178,8 +178,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {vars(args)}")
     found = [run(args, seed) for seed in args.seeds]
-    print("| " + " | ".join(SYSTEMS) + " |\n" + "|---" * len(SYSTEMS) + "|")
-    print("| " + " | ".join(spread([numbers[name] for numbers in found]) for name in SYSTEMS) + " |")
+    print_systems(SYSTEMS, found)
     for name in (STUDENT, STUDENT_COT, GOLD, ANSWERS):
         gains = [numbers[RATIONALES] - numbers[name] for numbers in found]
         print(f"gain of {RATIONALES} over {name}: {spread(gains)} points")

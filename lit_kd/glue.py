@@ -7,7 +7,6 @@ the mean over the seeds under the best of the rates and epochs on that very dev 
 """
 
 import argparse
-import hashlib
 import json
 import math
 import re
@@ -23,6 +22,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lit_kd.files import replacing
 from lit_kd.language.glue import GLUE_TASKS
 from lit_kd.methods import SequenceClassifier
+from lit_kd.models.fingerprint import saved_fingerprint
 
 # arXiv:2002.10957, dev sets, percent: F1 of SQuAD 2.0, Matthews' correlation of CoLA, accuracy of the others.
 PAPER_TASKS = ("squad2", "mnli", "sst2", "qnli", "cola", "rte", "mrpc", "qqp")
@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
     options = parse(args)
     path = Path(options.results or f"runs/glue/{re.sub(r'[^A-Za-z0-9.-]+', '_', options.model).strip('_')}.json")
     settings = {name: getattr(options, name) for name in ("model", "root", "batch_size", "max_length", "precision")}
-    settings["sha256"] = fingerprint(options.model)
+    settings["sha256"] = saved_fingerprint(options.model)
     runs = {key(run): run for run in read_runs(path, settings)}
     wanted = list(product(options.tasks, options.lr, options.epochs, options.seeds))
     for values in wanted:
@@ -85,12 +85,6 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
 def key(run: Run) -> tuple[Any, ...]:
     """What tells a run from the others."""
     return tuple(run[name] for name in KEYS)
-
-
-def fingerprint(model: str) -> str | None:
-    """Of the weights in a folder, so that no result of other weights is taken for theirs; None for other models."""
-    weights = Path(model, "model.safetensors")
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 def read_runs(path: Path, settings: Mapping[str, Any]) -> list[Run]:

@@ -9,8 +9,6 @@ if there is one. Each answer is in a file as soon as it is there, and a command 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,9 +21,10 @@ from lit_kd.intervals import bootstrap_interval
 from lit_kd.language.accuracy import ScoreKind, metric_of
 from lit_kd.language.engines import Completion, Engine, Sampling, ServerEngine, TransformersEngine
 from lit_kd.language.judge import compare
-from lit_kd.language.records import Records, read_records
+from lit_kd.language.records import Records, fingerprint, read_records
 from lit_kd.language.scores import AnswerMetric
 from lit_kd.language.tasks import Task, read_task
+from lit_kd.models.fingerprint import saved_fingerprint
 
 STUDENT, STUDENT_COT = "student, plain", "student, chain of thought"
 DISTILLED = "distilled, plain"
@@ -153,8 +152,7 @@ def loader(model: str, url: str | None, options: argparse.Namespace) -> tuple[Ca
     """What loads a model, and what tells it from others."""
     if url is not None:
         return partial(ServerEngine, model, url), f"{model} at a server"
-    weights = Path(model, "model.safetensors")
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else "hub"
+    digest = (saved_fingerprint(model) or "hub")[:16]
     return partial(local, model, options.batch_size, options.device), f"{model} {digest}"
 
 
@@ -321,11 +319,6 @@ def judged(judge: Engine, found: dict[str, Scored], questions: Questions) -> str
 def shown(name: str, value: float) -> str:
     """A number as the table has it: fractions in percent."""
     return f"{value:.1f}" if name in ("rougeL", "words") else f"{100 * value:.1f}"
-
-
-def fingerprint(value: Any) -> str:
-    """Of plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from lit_kd.datamodules.problems import ColumnSet, Part, ProblemDataModule
 from lit_kd.datamodules.text import Split, TextDataModule, TextSet
 from lit_kd.language.chat import Message
 from lit_kd.language.filters import contaminated, near_duplicates
+from lit_kd.language.records import fingerprint, numbered_lines
 from lit_kd.language.tasks import Task, read_task
 
 
@@ -250,9 +250,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give JSON lines, one row each.")
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -261,8 +259,3 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}, is not an object with columns.")
         rows.append(row)
     return rows
-
-
-def fingerprint(value: Any) -> str:
-    """Of plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_kd.language.chat import Message, encode_completion, encode_prompt
-from lit_kd.language.records import read_records
+from lit_kd.language.records import numbered_lines, read_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,8 +34,7 @@ def read_chats(source: str, system_required: bool = True) -> list[list[Message]]
     """
     path = Path(source)
     if path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            numbered = [(number, _parsed(source, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
+        numbered = [(number, _parsed(source, number, line)) for number, line in numbered_lines(path)]
     elif path.is_dir():
         numbered = [(row["index"], row) for row in read_records(path) if row.get("reason") is None]
     else:
@@ -49,10 +48,10 @@ def read_chats(source: str, system_required: bool = True) -> list[list[Message]]
     return [row["messages"] for _, row in numbered]
 
 
-def _parsed(source: str, number: int, line: str) -> dict[str, Any]:
+def _parsed(source: str, number: int, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # bytes that are not UTF-8, too
         raise ValueError(f"Row {number} of {source} is no JSON: {error}.") from error
     if not isinstance(row, dict):
         raise ValueError(f'Row {number} of {source} is no object with "messages".')

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_kd.language.answers import canonical_number, gsm8k_gold
+from lit_kd.language.records import numbered_lines
 
 # What some files add to each question; prompts of ours ask for the box themselves.
 REQUEST = "\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -121,10 +122,7 @@ def read_rows(path: str | Path, parse: Callable[[Mapping[str, Any]], T], what: s
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist: give a file with one {what} in JSON on each line.")
     rows = []
-    # Bytes are split by hand: str.splitlines knows more ends of lines than JSON escapes.
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
             row = json.loads(line)
             if not isinstance(row, dict):

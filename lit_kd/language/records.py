@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -99,6 +100,19 @@ def read_records(folder: str | Path) -> list[Row]:
     if not rows:
         raise ValueError(f"{folder} holds no row yet: run the stage that writes it.")
     return [rows[index] for index in sorted(rows)]
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Number, from 1, and bytes of each line of a JSONL file that is not blank."""
+    # Split by hand: str.splitlines knows more ends of lines than JSON escapes.
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def fingerprint(value: Any) -> str:
+    """Of plain values that are too long for a manifest."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _rows(folder: Path) -> Iterator[Row]:

@@ -1,6 +1,7 @@
 """Telling one network's weights from another's."""
 
 import hashlib
+from pathlib import Path
 
 from torch import nn
 
@@ -19,3 +20,9 @@ def weights_fingerprint(network: nn.Module, adapter: bool = True) -> str:
         sample = values[:: max(1, len(values) // 64)].bfloat16().tolist()
         digest.update(repr((name, tuple(tensor.shape), sample)).encode())
     return digest.hexdigest()[:16]
+
+
+def saved_fingerprint(model: str) -> str | None:
+    """Of the weights in a folder, so that no result of other weights is taken for theirs; None for other models."""
+    weights = Path(model, "model.safetensors")
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
