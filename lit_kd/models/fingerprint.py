@@ -23,6 +23,15 @@ def weights_fingerprint(network: nn.Module, adapter: bool = True) -> str:
 
 
 def saved_fingerprint(model: str) -> str | None:
-    """Of the weights in a folder, so that no result of other weights is taken for theirs; None for other models."""
-    weights = Path(model, "model.safetensors")
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+    """Of the weights in a folder, in one file or in shards, so that no result of other weights is taken for theirs.
+
+    None for other models.
+    """
+    files = sorted(Path(model).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if files else None
