@@ -2,6 +2,7 @@
 
 from lit_kd.losses.bow import WordDistances, bow_codes, bow_loss, bow_perplexity, bow_target
 from lit_kd.losses.chunked import chunked_loss
+from lit_kd.losses.clipping import DACTerms, interpolated_quantiles
 from lit_kd.losses.collapse import (
     effective_rank,
     feature_spread,
@@ -10,7 +11,7 @@ from lit_kd.losses.collapse import (
     words_in_use,
 )
 from lit_kd.losses.crd import ContrastMemory, CRDLoss, bank_bytes
-from lit_kd.losses.dac_kl import DACKL, DACTerms, dac_kl, interpolated_quantiles
+from lit_kd.losses.dac_kl import DACKL, dac_kl
 from lit_kd.losses.divergences import (
     adaptive_kl,
     forward_kl,
