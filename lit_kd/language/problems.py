@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_kd.language.answers import canonical_number, gsm8k_gold
+from lit_kd.language.answers import gsm8k_gold
+from lit_kd.language.canonical import canonical_number
 from lit_kd.language.records import numbered_lines
 
 # What some files add to each question; prompts of ours ask for the box themselves.

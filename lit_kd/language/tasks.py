@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lit_kd.language.answers import answers_match, canonical_number, gsm8k_gold
+from lit_kd.language.answers import answers_match, gsm8k_gold
+from lit_kd.language.canonical import canonical_number
 from lit_kd.language.chat import Message
 from lit_kd.language.replies import Parser, Reply, parse_reply
 

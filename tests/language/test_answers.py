@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from shared_data import DATA
 
 from lit_kd.language import answers as module
-from lit_kd.language.answers import (
-    Answer,
-    answers_match,
-    canonical_number,
-    extract_answer,
-    extract_boxed,
-    grade,
-    gsm8k_gold,
-)
+from lit_kd.language.answers import Answer, answers_match, extract_answer, extract_boxed, grade, gsm8k_gold
+from lit_kd.language.canonical import canonical_number
 
 
 def lines(name: str) -> list[dict[str, str]]:
