@@ -5,23 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lit_kd.attacks.common import (
-    AttackResult,
-    Loss,
-    Norm,
-    check_budget,
-    check_counts,
-    check_loss,
-    direction,
-    is_zero,
-    margin,
-    min_classes,
-    objective,
-    per_sample,
-    project,
-    run_attack,
-)
-from lit_kd.attacks.common import random_start as random_point
+from lit_kd.attacks.common import AttackResult, check_budget, check_counts, check_loss, run_attack
+from lit_kd.attacks.geometry import Norm, direction, is_zero, per_sample, project
+from lit_kd.attacks.geometry import random_start as random_point
+from lit_kd.attacks.objectives import Loss, margin, min_classes, objective
 
 
 def apgd(

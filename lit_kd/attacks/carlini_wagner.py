@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lit_kd.attacks.common import AttackResult, is_zero, l2_norm, margin, per_sample, run_attack
+from lit_kd.attacks.common import AttackResult, run_attack
+from lit_kd.attacks.geometry import is_zero, l2_norm, per_sample
+from lit_kd.attacks.objectives import margin
 
 
 def carlini_wagner(

@@ -1,4 +1,4 @@
-"""What every attack shares: its result, the mode of the attacked network, the checks and the objectives."""
+"""What every attack shares: its result, the mode of the attacked network, the run and the checks."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_kd.attacks.geometry import Norm, l2_norm
+from lit_kd.attacks.objectives import Loss, margin
 from lit_kd.models.modes import eval_mode
-
-Norm = Literal["linf", "l2"]
-Loss = Literal["ce", "margin", "dlr"]
 
 
 @dataclass(frozen=True)
@@ -64,98 +60,6 @@ def attack_mode(model: nn.Module) -> Iterator[None]:
         finally:
             for parameter, requires_grad in flags:
                 parameter.requires_grad_(requires_grad)
-
-
-# Objectives: an attack raises them, and a positive margin is a success
-
-
-def margin(logits: Tensor, label: Tensor, target: Tensor | None = None) -> Tensor:
-    """``max_{j != y} z_j - z_y`` (B,), or ``z_t - max_{j != t} z_j`` for a target; logits (B, C)."""
-    aim = label if target is None else target
-    own = logits.gather(1, aim[:, None]).squeeze(1)
-    # -inf and not 0 for the masked class: a product with the one-hot lets 0 win where all logits are negative.
-    other = logits.scatter(1, aim[:, None], -torch.inf).amax(1)
-    return other - own if target is None else own - other
-
-
-def dlr(logits: Tensor, label: Tensor, target: Tensor | None = None) -> Tensor:
-    """Difference of logits ratio (Croce and Hein, arXiv:2003.01690), invariant to shift and scale of logits (B, C).
-
-    ``(max_{j != y} z_j - z_y) / (z_(1) - z_(3))``, or ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` for a target.
-    Where the label ranks third or lower the ratio is constant, or nearly: there the plain margin stands.
-    """
-    top = logits.topk(3 if target is None else 4, dim=1).values
-    own = logits.gather(1, label[:, None]).squeeze(1)
-    if target is None:
-        gap = margin(logits, label)
-        ratio = gap / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
-        return torch.where(own > top[:, 2], ratio, gap)
-    gap = logits.gather(1, target[:, None]).squeeze(1) - own
-    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=1e-12)
-
-
-def objective(loss: Loss, logits: Tensor, label: Tensor, target: Tensor | None, temperature: float) -> Tensor:
-    """The loss of each sample (B,), to be raised. Only cross-entropy depends on the temperature."""
-    if loss == "margin":
-        return margin(logits, label, target)
-    if loss == "dlr":
-        return dlr(logits, label, target)
-    aim, sign = (label, 1) if target is None else (target, -1)
-    return sign * F.cross_entropy(logits / temperature, aim, reduction="none")
-
-
-def min_classes(loss: Loss, target: Tensor | None) -> int:
-    """Fewest classes for which the loss is defined."""
-    return 2 if loss != "dlr" else 3 if target is None else 4
-
-
-# Geometry; per-sample numbers broadcast over (B, C, H, W)
-
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, 1, 1)."""
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
-def l2_norm(difference: Tensor) -> Tensor:
-    """(B,) Euclidean norms."""
-    return difference.flatten(1).norm(dim=1)
-
-
-def project(candidate: Tensor, image: Tensor, eps: float, norm: Norm) -> Tensor:
-    """The nearest point of the ball around ``image``, clipped to [0, 1] (which never leaves the ball)."""
-    if norm == "linf":
-        return torch.minimum(torch.maximum(candidate, image - eps), image + eps).clamp(0, 1)
-    difference = candidate - image
-    scale = (eps / l2_norm(difference).clamp(min=1e-12)).clamp(max=1)
-    return (image + difference * per_sample(scale, image)).clamp(0, 1)
-
-
-def direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """Steepest ascent of length 1 in the norm; 0 where the gradient is 0."""
-    if norm == "linf":
-        return gradient.sign()
-    return gradient / per_sample(l2_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny), gradient)
-
-
-def random_start(image: Tensor, index: Tensor, seed: int, restart: int, eps: float, norm: Norm) -> Tensor:
-    """A uniform point of the ball, clipped to [0, 1]: a function of (seed, restart, index) and not of the batch."""
-    shape = tuple(image.shape[1:])
-    rows = []
-    for i in index.tolist():
-        generator = np.random.default_rng([seed, restart, i])
-        if norm == "linf":
-            rows.append(generator.uniform(-eps, eps, shape))
-        else:
-            point = generator.standard_normal(shape)
-            radius = eps * generator.uniform() ** (1 / point.size)
-            rows.append(point * (radius / np.linalg.norm(point)))
-    return project(image + torch.from_numpy(np.stack(rows)).to(image), image, eps, norm)
-
-
-def is_zero(gradient: Tensor) -> Tensor:
-    """(B,) bool: the whole gradient of the sample is exactly 0."""
-    return (gradient == 0).flatten(1).all(1)
 
 
 # The run: checks, chunks, the verdict on what is returned

@@ -5,16 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lit_kd.attacks.common import (
-    AttackResult,
-    Loss,
-    check_budget,
-    check_loss,
-    is_zero,
-    min_classes,
-    objective,
-    run_attack,
-)
+from lit_kd.attacks.common import AttackResult, check_budget, check_loss, run_attack
+from lit_kd.attacks.geometry import is_zero
+from lit_kd.attacks.objectives import Loss, min_classes, objective
 
 
 def fgsm(

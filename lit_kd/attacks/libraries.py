@@ -20,7 +20,8 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lit_kd.attacks.common import AttackResult, Norm, check_budget, count_classes, run_attack
+from lit_kd.attacks.common import AttackResult, check_budget, count_classes, run_attack
+from lit_kd.attacks.geometry import Norm
 
 # AutoAttack
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_kd.attacks.evaluate import SWEPT, Protocol, Records, Suite
+from lit_kd.attacks.evaluate import Records
+from lit_kd.attacks.suite import SWEPT, Protocol, Suite
 from lit_kd.intervals import wilson_interval
 
 Report = dict[str, Any]

@@ -12,7 +12,8 @@ from linear import Linear, grey, minimal_distance
 from torch import Tensor, nn
 
 from lit_kd.attacks.apgd import _windows, apgd
-from lit_kd.attacks.common import margin, random_start
+from lit_kd.attacks.geometry import random_start
+from lit_kd.attacks.objectives import margin
 
 EPS = 0.03
 

@@ -8,7 +8,7 @@ from linear import Linear, grey, minimal_distance
 from torch import Tensor, nn
 
 from lit_kd.attacks import carlini_wagner
-from lit_kd.attacks.common import margin
+from lit_kd.attacks.objectives import margin
 
 
 def batch(network: nn.Module, count: int = 64, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

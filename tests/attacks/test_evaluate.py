@@ -11,8 +11,9 @@ from masked import mixture
 from torch import Tensor, nn
 
 from lit_kd.attacks import Protocol, build_suite, evaluate_chunk, join_records, summarize
-from lit_kd.attacks.evaluate import ATTACKS, Records
+from lit_kd.attacks.evaluate import Records
 from lit_kd.attacks.report import Report, table
+from lit_kd.attacks.suite import ATTACKS
 from lit_kd.intervals import wilson_interval
 
 EPS = 0.08
@@ -215,7 +216,7 @@ def test_attacks_that_the_number_of_classes_rules_out_are_named(num_classes: int
 
 
 def test_autoattack_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_kd.attacks.evaluate.find_spec", lambda name: None)
+    monkeypatch.setattr("lit_kd.attacks.suite.find_spec", lambda name: None)
     suite = build_suite(Protocol(), 10)
     assert suite.left_out["autoattack"] == "AutoAttack needs pyautoattack: pip install 'lit-kd[attacks]'"
     assert "autoattack" not in {entry.name for entry in suite.entries}

@@ -10,7 +10,7 @@ from linear import Linear, grey, minimal_distance
 from torch import Tensor, nn
 
 from lit_kd.attacks import attack_mode, fgsm, pgd
-from lit_kd.attacks.common import dlr, margin
+from lit_kd.attacks.objectives import dlr, margin
 
 EPS = 0.03
 
