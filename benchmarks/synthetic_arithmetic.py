@@ -32,11 +32,12 @@ from lit_kd.datamodules import ArithmeticDataModule, ChatDataModule, TaskDataMod
 from lit_kd.files import replacing
 from lit_kd.language.answers import extract_boxed
 from lit_kd.language.arithmetic import make_arithmetic, write_start
+from lit_kd.language.comparison import STUDENT, STUDENT_COT, TEACHER_COT, System, evaluate, table
 from lit_kd.language.engines import Sampling
 from lit_kd.language.records import read_records
 from lit_kd.methods import LanguageModel, Synthesis, SyntheticDistill
 from lit_kd.models import causal_lm
-from lit_kd.synthetic import STUDENT, STUDENT_COT, TEACHER_COT, System, evaluate, local, questions_of, table
+from lit_kd.synthetic import local, questions_of
 
 LEVELS = (1, 2, 3)
 LENGTH = 96  # tokens of an answer

@@ -10,9 +10,19 @@ from typing import Any
 
 import pytest
 
-from lit_kd import synthetic
+from lit_kd.language import comparison
+from lit_kd.language.comparison import (
+    DISTILLED,
+    STUDENT,
+    STUDENT_COT,
+    TEACHER,
+    TEACHER_COT,
+    Questions,
+    Scored,
+    System,
+    evaluate,
+)
 from lit_kd.language.engines import Completion, Engine, Sampling
-from lit_kd.synthetic import DISTILLED, STUDENT, STUDENT_COT, TEACHER, TEACHER_COT, Questions, Scored, System, evaluate
 
 GREEDY = Sampling(temperature=0.0)
 SAMPLED = Sampling(temperature=0.6)
@@ -62,15 +72,15 @@ def test_a_a_gain_of_format_is_shown_as_one(tmp_path: Path) -> None:
     found = run(tmp_path, asked, student=lambda key, seed: f"It is {key + 1}", distilled=right)
     assert [found[name].numbers()["pass@1"] for name in (STUDENT, DISTILLED)] == [0, 1]
     assert found[STUDENT].numbers()["flexible"] == 1 and found[STUDENT].numbers()["unparsable"] == 1
-    assert "| flexible |" in synthetic.table(found, asked)
-    said = " ".join(synthetic.notes(found, asked))
+    assert "| flexible |" in comparison.table(found, asked)
+    said = " ".join(comparison.notes(found, asked))
     assert "pass@1: 100.0 [100.0, 100.0]" in said and "flexible: 0.0 [0.0, 0.0]" in said and "one of format" in said
 
 
 def test_a_a_gain_in_knowledge_is_not_called_format(tmp_path: Path) -> None:
     asked = questions()
     found = run(tmp_path, asked, student=lambda key, seed: "\\boxed{0}", distilled=right)
-    said = " ".join(synthetic.notes(found, asked))
+    said = " ".join(comparison.notes(found, asked))
     assert "flexible: 100.0" in said and "one of format" not in said
 
 
@@ -78,13 +88,13 @@ def test_a_labels_too(tmp_path: Path) -> None:
     asked = questions(gold=["yes"] * 120, kind="label", labels=("yes", "no"))
     found = run(tmp_path, asked, student=lambda key, seed: "I think: yes", distilled=lambda key, seed: "Yes.")
     assert found[STUDENT].numbers()["strict"] == 0 and found[STUDENT].numbers()["lenient"] == 1
-    assert "one of format" in " ".join(synthetic.notes(found, asked))
+    assert "one of format" in " ".join(comparison.notes(found, asked))
 
 
 def test_b_a_judge_that_looks_at_the_place_gives_ties_and_is_reported(tmp_path: Path) -> None:
     asked = questions()
     found = run(tmp_path, asked, student=right, distilled=right, teacher=lambda key, seed: f"longer: {key + 1}")
-    text = synthetic.judged(Says(lambda key, seed: "[[A]]"), found, asked)
+    text = comparison.judged(Says(lambda key, seed: "[[A]]"), found, asked)
     assert text.count("\n") == 3 and DISTILLED in text.splitlines()[0]
     assert "| 0.0 [0.0, 3.1] | 100.0 | 0.0 | 100.0 | 0.0 | – |" in text.splitlines()[2]
 
@@ -96,24 +106,24 @@ def test_c_rouge_is_never_the_main_number_of_summaries(tmp_path: Path) -> None:
     found = run(tmp_path, asked, student=lambda key, seed: vague, distilled=lambda key, seed: dense)
     ours, theirs = (found[name].numbers() for name in (DISTILLED, STUDENT))
     assert ours["rougeL"] < theirs["rougeL"] and ours["entity_density"] > theirs["entity_density"]
-    header = synthetic.table(found, asked).splitlines()[0]
+    header = comparison.table(found, asked).splitlines()[0]
     assert header.index("entity_density") < header.index("words") < header.index("rougeL")
-    assert "Rouge-L against human references is secondary" in " ".join(synthetic.notes(found, asked))
+    assert "Rouge-L against human references is secondary" in " ".join(comparison.notes(found, asked))
 
 
 def test_d_e_scores_against_the_teacher_are_called_imitation(tmp_path: Path) -> None:
     """Gold by the teacher, which is wrong throughout: whoever copies it has 100, and the table says what that is."""
     asked = questions(gold=["7"] * 120, by_teacher=True)
     found = run(tmp_path, asked, student=right, distilled=lambda key, seed: "\\boxed{7}")
-    text = synthetic.table(found, asked)
+    text = comparison.table(found, asked)
     assert "imitation of the teacher" in text.splitlines()[0] and "pass@1" not in text and "| 100.0 [" in text
-    assert "not of accuracy" in " ".join(synthetic.notes(found, asked))
-    assert "imitation" not in synthetic.table(found, questions())
+    assert "not of accuracy" in " ".join(comparison.notes(found, asked))
+    assert "imitation" not in comparison.table(found, questions())
 
 
 def test_f_contamination_in_pre_training_is_said_to_be_unknown(tmp_path: Path) -> None:
     asked = questions()
-    assert "in the pre-training" in synthetic.notes(run(tmp_path, asked, student=right), asked)[-1]
+    assert "in the pre-training" in comparison.notes(run(tmp_path, asked, student=right), asked)[-1]
 
 
 def test_g_one_draw_is_no_result(tmp_path: Path) -> None:
@@ -131,7 +141,7 @@ def test_g_spread_over_seeds_and_interval_over_questions(tmp_path: Path) -> None
     numbers = found[STUDENT].numbers()
     assert numbers["pass@1"] == pytest.approx(0.5) and numbers["sd"] == pytest.approx(0.5)
     assert numbers["pass@1_low"] < 0.5 < numbers["pass@1_high"]
-    assert "| 50.0 [" in synthetic.table(found, asked) and "| 50.0 |" in synthetic.table(found, asked)
+    assert "| 50.0 [" in comparison.table(found, asked) and "| 50.0 |" in comparison.table(found, asked)
 
 
 def test_g_greedy_answers_are_asked_once(tmp_path: Path) -> None:
@@ -141,9 +151,9 @@ def test_g_greedy_answers_are_asked_once(tmp_path: Path) -> None:
 
 def test_h_few_questions_are_a_smoke_test(tmp_path: Path) -> None:
     few = questions(5)
-    assert "5 questions are a smoke test" in synthetic.notes(run(tmp_path, few, student=right), few)[0]
+    assert "5 questions are a smoke test" in comparison.notes(run(tmp_path, few, student=right), few)[0]
     asked = questions()
-    assert "smoke" not in " ".join(synthetic.notes(run(tmp_path / "all", asked, student=right), asked))
+    assert "smoke" not in " ".join(comparison.notes(run(tmp_path / "all", asked, student=right), asked))
 
 
 def test_five_systems_and_their_cost(tmp_path: Path) -> None:
@@ -152,7 +162,7 @@ def test_five_systems_and_their_cost(tmp_path: Path) -> None:
     asked = questions(read=reads)
     thinks = lambda key, seed: f"{key} and 1 make more, so {right(key, seed)}"  # noqa: E731
     found = run(tmp_path, asked, student=right, student_cot=thinks, distilled=right, teacher=right, teacher_cot=thinks)
-    rows = synthetic.table(found, asked).splitlines()
+    rows = comparison.table(found, asked).splitlines()
     assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == [
         STUDENT,
         STUDENT_COT,
