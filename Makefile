@@ -1,8 +1,8 @@
-# Two commands for everybody: `make demo` and `make test`. Both work in a fresh clone with Python >= 3.10.
+# For everybody: `make demo` and `make test`; `make docs` builds the pages. All work in a fresh clone with Python >= 3.10.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -14,6 +14,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m mkdocs build
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

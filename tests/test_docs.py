@@ -1,5 +1,6 @@
-"""What the README and the pages tell a reader to type works."""
+"""What the README and the pages tell a reader to type works, and the reference has every public name."""
 
+import importlib
 import re
 import runpy
 import shlex
@@ -11,7 +12,7 @@ import yaml
 from lit_kd.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^lit-kd .*$", TEXT, re.MULTILINE)]
@@ -56,6 +57,20 @@ def test_the_example_of_reuse_runs(capsys: pytest.CaptureFixture[str]) -> None:
     accuracy = re.search(r"test/acc\W+([\d.]+)", capsys.readouterr().out)
     assert accuracy is not None
     assert float(accuracy[1]) > 0.7
+
+
+PACKAGES = "attacks callbacks datamodules language.engines losses methods models objectives".split()
+
+
+@pytest.mark.parametrize("module", ["lit_kd", *(f"lit_kd.{name}" for name in PACKAGES)])
+def test_every_public_name_has_a_docstring_and_a_place_in_the_reference(module: str) -> None:
+    owner = importlib.import_module(module)
+    own = [name for name, value in vars(owner).items() if getattr(value, "__module__", None) == owner.__name__]
+    public = {name for name in getattr(owner, "__all__", own) if not name.startswith("_")}
+    told = {name.rpartition(".")[2] for name in re.findall(r"^::: ([\w.]+)$", TEXT, re.MULTILINE)}
+    assert len(public) > 5 and public <= told, f"not in docs/reference: {sorted(public - told)}"
+    bare = {name for name in public if callable(getattr(owner, name)) and not getattr(owner, name).__doc__}
+    assert not bare, f"without a docstring: {sorted(bare)}"
 
 
 def test_links_point_at_files() -> None:

@@ -92,7 +92,7 @@ def similarity_preserving_loss(student_features: Sequence[Tensor], teacher_featu
 def nst_loss(
     student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], *, reduction: Reduction = "mean"
 ) -> Tensor:
-    r"""Neuron selectivity transfer (Huang and Wang, arXiv:1707.01219), kernel k(x, y) = (x \cdot y)^2.
+    r"""Neuron selectivity transfer (Huang and Wang, arXiv:1707.01219), kernel :math:`k(x, y) = (x \cdot y)^2`.
 
     .. math:: \sum_{stages} mean \, k(s, s) + mean \, k(t, t) - 2 \, mean \, k(s, t)
 

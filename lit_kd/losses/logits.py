@@ -51,7 +51,7 @@ def dkd_loss(
 
     .. math:: T^2 [\alpha \, KL(b_t \| b_s) + \beta \, KL(\hat p_t \| \hat p_s)]
 
-    b = (p_y, 1 - p_y) is the binary distribution "target or not", \hat p the distribution over the other
+    b = (p_y, 1 - p_y) is the binary distribution "target or not", :math:`\hat p` the distribution over the other
     classes alone. All in log space, in nats: value and gradient stay finite where a probability rounds to 0.
 
     Args:
