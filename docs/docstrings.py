@@ -12,7 +12,7 @@ OBJECT = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
-    """``Example:`` is the section "Examples", formulas stand in dollars, roles are links if the reference has the target."""
+    """``Example:`` is the section "Examples", formulas stand in dollars, roles become links."""
 
     def __init__(self) -> None:
         text = "\n".join(path.read_text() for path in Path(__file__).with_name("reference").glob("*.md"))

@@ -59,7 +59,7 @@ def test_the_example_of_reuse_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(accuracy[1]) > 0.7
 
 
-PACKAGES = "attacks callbacks datamodules language.engines losses methods models objectives".split()
+PACKAGES = ["attacks", "callbacks", "datamodules", "language.engines", "losses", "methods", "models", "objectives"]
 
 
 @pytest.mark.parametrize("module", ["lit_kd", *(f"lit_kd.{name}" for name in PACKAGES)])
