@@ -6,15 +6,13 @@ import json
 import os
 import statistics
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-import lit_kd
 from lit_kd.files import replacing
+from lit_kd.models.card import versions
 from lit_kd.models.fingerprint import weights_fingerprint
 
 Group = dict[str, Any]  # "settings", "runs", "mean", "deviation"
@@ -113,14 +111,3 @@ def _number(group: Group, name: str) -> str:
         return "-"
     mean, deviation = group["mean"][name], group["deviation"].get(name)
     return f"{mean:.4g}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers were made with."""
-    found = {"lit_kd": lit_kd.__version__, "torch": torch.__version__}
-    for name in ("transformers", "lightning", "torchmetrics", "peft", "nltk", "vllm"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

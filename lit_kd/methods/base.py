@@ -6,7 +6,7 @@ from abc import ABC
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import Metric
 
 from lit_kd.callbacks.random_state import RandomState
+from lit_kd.models.card import Paper
 
 
 class Distill(LightningModule, ABC):
@@ -31,6 +32,8 @@ class Distill(LightningModule, ABC):
     """
 
     schedule_interval: Literal["epoch", "step"] = "epoch"  # at which the published schedule is stepped
+    papers: ClassVar[tuple[Paper, ...]] = ()  # for the model card, as is the next
+    limits: ClassVar[str] = ""  # what has to be said against the method
 
     def __init__(
         self, optimizer: OptimizerCallable | None = None, lr_scheduler: LRSchedulerCallable | None = None

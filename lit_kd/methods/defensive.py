@@ -16,7 +16,17 @@ from torch.optim.lr_scheduler import LRScheduler, StepLR
 from lit_kd.datamodules.batch import Batch, unpack
 from lit_kd.losses import soft_cross_entropy
 from lit_kd.methods.classifier import Classifier, check_classes
+from lit_kd.models.card import Paper
 from lit_kd.models.teacher import FrozenTeacher
+
+PAPERS = (
+    Paper(
+        "Distillation as a Defense to Adversarial Perturbations against Deep Neural Networks",
+        "Nicolas Papernot and Patrick McDaniel and Xi Wu and Somesh Jha and Ananthram Swami",
+        2016,
+        "1511.04508",
+    ),
+)
 
 
 class DefensiveDistill(Classifier):
@@ -45,6 +55,12 @@ class DefensiveDistill(Classifier):
     Raises:
         ValueError: a temperature that is not positive, a weight outside [0, 1], other numbers of classes.
     """
+
+    papers = PAPERS
+    limits = (
+        "Weak attacks fail on it, but it is not robust: its gradients vanish, its decision boundaries have not moved "
+        "(Carlini and Wagner, arXiv:1608.04644)."
+    )
 
     def __init__(
         self,

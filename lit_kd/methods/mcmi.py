@@ -18,10 +18,20 @@ from torchmetrics import Metric
 from lit_kd.datamodules.batch import Batch, unpack
 from lit_kd.losses import mcmi_loss
 from lit_kd.methods.classifier import Classifier, check_classes
+from lit_kd.models.card import Paper
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.taps import FeatureTaps
 from lit_kd.models.teacher import FrozenTeacher
 from lit_kd.objectives import KD, DistillStep, Objective
+
+PAPERS = (
+    Paper(
+        "Bayes Conditional Distribution Estimation for Knowledge Distillation Based on Conditional Mutual Information",
+        "Linfeng Ye and Shayan Mohajer Hamidi and Renhao Tan and En-Hui Yang",
+        2024,
+        "2401.08732",
+    ),
+)
 
 
 class ClassStatistics(Metric):
@@ -100,6 +110,8 @@ class MCMITeacher(Classifier):
     Raises:
         ValueError: a negative weight, an unknown choice of centroids; before the first step a class without a sample.
     """
+
+    papers = PAPERS
 
     centroid_table: Tensor
 
@@ -196,6 +208,8 @@ class MCMIDistill(Classifier):
     Raises:
         ValueError: teacher and student with different class counts, a feature path that does not exist.
     """
+
+    papers = PAPERS
 
     def __init__(
         self,

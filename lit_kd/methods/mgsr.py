@@ -28,6 +28,17 @@ from lit_kd.methods.schedules import cosine
 from lit_kd.methods.sources import FixedData, Moment, SequenceSource, states_of_all
 from lit_kd.methods.span_term import SpanPairs, span_sum
 from lit_kd.methods.writing import StudentAndTeacher, token_rows
+from lit_kd.models.card import Paper
+
+PAPERS = (
+    Paper(
+        "Multi-Granularity Semantic Revision for Large Language Model Distillation",
+        "Xiaoyu Liu and Yun Zhang and Wei Li and Simiao Li and Xudong Huang and Hanting Chen and Yehui Tang "
+        "and Jie Hu and Zhiwei Xiong and Yunhe Wang",
+        2024,
+        "2407.10068",
+    ),
+)
 
 
 class MGSRDistill(LanguageDistill):
@@ -79,6 +90,8 @@ class MGSRDistill(LanguageDistill):
             source that needs a teacher without one, nothing left to learn on written sequences; in training, a source
             that is driven by validation without any, a sharded student that has to write.
     """
+
+    papers = PAPERS
 
     def __init__(
         self,

@@ -20,11 +20,27 @@ from lit_kd.losses.minilm import check_heads, check_relations
 from lit_kd.methods.base import Distill
 from lit_kd.methods.encoder_fine_tuning import entry, matrices_and_vectors
 from lit_kd.methods.schedules import warmup_linear
+from lit_kd.models.card import Paper
 from lit_kd.models.levels import freeze_unused
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.self_attention import SelfAttentionVectors, Vectors, attention_paths, truncated
 from lit_kd.models.teacher import FrozenTeacher
 from lit_kd.models.text import TextBatch, check_tokenizers, known_inputs, longest_sequence
+
+PAPERS = (
+    Paper(
+        "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers",
+        "Wenhui Wang and Furu Wei and Li Dong and Hangbo Bao and Nan Yang and Ming Zhou",
+        2020,
+        "2002.10957",
+    ),
+    Paper(
+        "MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers",
+        "Wenhui Wang and Hangbo Bao and Shaohan Huang and Li Dong and Furu Wei",
+        2021,
+        "2012.15828",
+    ),
+)
 
 PRESETS = {"minilm": MINILM_V1, "minilm_v2": MINILM_V2}
 
@@ -71,6 +87,8 @@ class MiniLMDistill(Distill):
             tokenizers; before the first step, a warm-up that does not end, data of another tokenizer, ids beyond the
             embeddings; in training, a batch without ``attention_mask``, texts longer than a network's positions.
     """
+
+    papers = PAPERS
 
     schedule_interval = "step"
 

@@ -25,12 +25,22 @@ from lit_kd.losses.bow import MAX_ELEMENTS, Pool, check_inverse_delta, check_poo
 from lit_kd.methods.base import Distill
 from lit_kd.methods.classifier import check_pixels
 from lit_kd.methods.schedules import warmup_cosine
+from lit_kd.models.card import Paper
 from lit_kd.models.ema import EMATeacher
 from lit_kd.models.levels import check_map, freeze_unused, last_stages
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.taps import FeatureTaps
 from lit_kd.models.vocabulary import BoWHead, BoWHeads, Vocabulary
 from lit_kd.models.word_classifier import word_classifier
+
+PAPERS = (
+    Paper(
+        "OBoW: Online Bag-of-Visual-Words Generation for Self-Supervised Learning",
+        "Spyros Gidaris and Andrei Bursuc and Gilles Puy and Nikos Komodakis and Matthieu Cord and Patrick Pérez",
+        2021,
+        "2012.11552",
+    ),
+)
 
 T = TypeVar("T")
 _PLACES = 0x0B0E  # the seed of the places where words are taken: not that of the views
@@ -92,6 +102,8 @@ class OBoWModule(Distill):
             levels; a temperature or size that is not positive; images of other than three channels; before the first
             step more images than words.
     """
+
+    papers = PAPERS
 
     schedule_interval = "step"
 

@@ -26,7 +26,17 @@ from lit_kd.methods.encoder_fine_tuning import entry
 from lit_kd.methods.language import Head, LanguageModel, TextBatch, TokenLoss, completion_inputs
 from lit_kd.methods.language_distill import Divergence, LanguageDistill, TeacherRows
 from lit_kd.methods.rollouts import Rollouts, problems
+from lit_kd.models.card import Paper
 from lit_kd.models.fingerprint import weights_fingerprint
+
+PAPERS = (
+    Paper(
+        "Semantic Soft Bootstrapping: Long Context Reasoning in LLMs without Reinforcement Learning",
+        "Purbesh Mitra and Sennur Ulukus",
+        2025,
+        "2512.05105",
+    ),
+)
 
 REFINEMENT = Sampling(temperature=0.4, top_k=50)  # as published
 
@@ -178,6 +188,8 @@ class SSBDistill(LanguageDistill):
         ValueError: a number out of range, no term left, "adapter_off" without an adapter, "offline" with a beta or, in
             training, without files or with those of another temperature.
     """
+
+    papers = PAPERS
 
     named_teachers = ("adapter_off", "offline")
 

@@ -16,6 +16,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_kd.methods.encoder_fine_tuning import matrices_and_vectors
 from lit_kd.methods.language_distill import LanguageDistill
 from lit_kd.methods.schedules import cosine
+from lit_kd.models.card import Paper
+
+PAPERS = (
+    Paper(
+        "Knowledge Distillation Using Frontier Open-source LLMs: Generalizability and the Role of Synthetic Data",
+        "Anup Shirgaonkar and Nikhil Pandey and Nazmiye Ceren Abay and Tolga Aktas and Vijay Aski",
+        2024,
+        "2410.18588",
+    ),
+)
 
 
 class SyntheticDistill(LanguageDistill):
@@ -44,6 +54,8 @@ class SyntheticDistill(LanguageDistill):
     Raises:
         ValueError: see :class:`LanguageDistill`.
     """
+
+    papers = PAPERS
 
     def __init__(
         self,

@@ -29,7 +29,8 @@ def causal_lm(
     """A causal language model by folder, hub name or .gguf file, as transformers' ``AutoModelForCausalLM`` builds it.
 
     With ``lora`` the network is frozen but for an adapter, and a checkpoint holds the adapter alone; the rest comes
-    from ``path`` each time. Its attribute ``tokenizer_path`` is ``path``; an export takes the tokenizer from there.
+    from ``path`` each time. Its attribute ``tokenizer_path`` is ``path``: an export takes the tokenizer from there.
+    ``weights_from`` is ``path``, too, unless they are random: the card of an export names it.
 
     Args:
         path: of the pretrained network.
@@ -75,7 +76,7 @@ def causal_lm(
         network = with_adapter(network, lora)
     if gradient_checkpointing:
         recompute_layers(whole_network(network))
-    network.tokenizer_path = path
+    network.tokenizer_path, network.weights_from = path, None if init == "random" else path
     return network
 
 

@@ -1,6 +1,7 @@
-"""A trained network as two files that anyone can read: safetensors and JSON."""
+"""A trained network as files that anyone can read: safetensors, JSON and a model card."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from lit_kd.files import replacing
 from lit_kd.models.adapter import merged, whole_state
+from lit_kd.models.card import CARD, Origin, adapter_card, hub_name, model_card
 from lit_kd.models.checkpoint import load_checkpoint
 from lit_kd.models.factory import Normalize, VisionModel, vision_model
 from lit_kd.models.text import find_tokenizer
@@ -19,8 +21,13 @@ from lit_kd.models.text import find_tokenizer
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
-def save_exported(network: nn.Module, folder: str | Path, details: dict[str, Any] | None = None) -> Path:
-    """Write ``model.safetensors`` and ``model.json`` (architecture, input statistics, ``details``) into ``folder``.
+def save_exported(
+    network: nn.Module, folder: str | Path, details: dict[str, Any] | None = None, origin: Origin | None = None
+) -> Path:
+    """Write ``model.safetensors``, ``model.json`` (architecture, input statistics, ``details``) and a model card.
+
+    The card, ``README.md``, is in Hugging Face's format and says what ``origin`` knows; what it does not, the card
+    calls unknown. It is written anew each time.
 
     A network of Hugging Face's is written as ``AutoModel.from_pretrained(folder)`` reads it, with its tokenizer if it
     has a ``tokenizer_path``; ``model.json`` stands beside. One with a LoRA adapter is written with the adapter merged
@@ -31,14 +38,16 @@ def save_exported(network: nn.Module, folder: str | Path, details: dict[str, Any
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     with whole_state(network):
         state = get_model_state_dict(network, options=options)  # gathers shards, drops the names of wrappers
-    _write(network, state, Path(folder), details or {})
+    _write(network, state, Path(folder), details or {}, origin or Origin())
     return Path(folder)
 
 
 @rank_zero_only
-def _write(network: nn.Module, state: dict[str, Any], folder: Path, details: dict[str, Any]) -> None:
+def _write(network: nn.Module, state: dict[str, Any], folder: Path, details: dict[str, Any], origin: Origin) -> None:
+    origin = replace(origin, base_model=origin.base_model or hub_name(getattr(network, "weights_from", None)))
     if hasattr(network, "get_base_model"):  # a PeftModel
         network.save_pretrained(folder / "adapter", state_dict=state)  # type: ignore[operator]
+        _write_text(folder / "adapter" / CARD, adapter_card(origin))  # peft's own names the base by its path here
         network = merged(network, state)
         state = network.state_dict()
     description: dict[str, Any] = {
@@ -51,17 +60,27 @@ def _write(network: nn.Module, state: dict[str, Any], folder: Path, details: dic
         if isinstance(network.normalize, Normalize):  # in the network itself: here for readers
             description["input"]["mean"] = network.normalize.mean.flatten().tolist()
             description["input"]["std"] = network.normalize.std.flatten().tolist()
+    tokenizer = None
     if hasattr(network, "save_pretrained"):
-        _write_pretrained(network, state, folder)
+        tokenizer = _write_pretrained(network, state, folder)
     else:
         with replacing(folder / WEIGHTS) as temporary:
             save_file({key: value.contiguous() for key, value in state.items()}, temporary)
-    with replacing(folder / DESCRIPTION) as temporary:
-        temporary.write_text(json.dumps({**description, **details}, indent=2) + "\n")
+    _write_text(folder / DESCRIPTION, json.dumps({**description, **details}, indent=2) + "\n")
+    _write_text(folder / CARD, model_card(network, origin, tokenizer))
 
 
-def _write_pretrained(network: Any, state: dict[str, Any], folder: Path) -> None:
-    """Weights, config and tokenizer as transformers' ``from_pretrained`` reads them, each file whole or absent."""
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _write_pretrained(network: Any, state: dict[str, Any], folder: Path) -> Any:
+    """Weights, config and tokenizer as transformers' ``from_pretrained`` reads them, each file whole or absent.
+
+    Returns:
+        The tokenizer; None if there is none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as temporary:
         network.save_pretrained(temporary, state_dict=state)
@@ -71,6 +90,7 @@ def _write_pretrained(network: Any, state: dict[str, Any], folder: Path) -> None
             tokenizer.save_pretrained(temporary)
         for file in Path(temporary).iterdir():
             file.replace(folder / file.name)
+    return tokenizer
 
 
 def load_exported(folder: str | Path) -> VisionModel:

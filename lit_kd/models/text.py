@@ -33,8 +33,8 @@ def text_encoder(
 
     A student of L layers of width H is ``init="random"`` with
     ``config={"num_hidden_layers": L, "hidden_size": H, "intermediate_size": 4 * H}``: the rest, vocabulary and number
-    of heads among it, is that of ``path``. Its attribute ``tokenizer_path`` is ``path``; an export takes the tokenizer
-    from there.
+    of heads among it, is that of ``path``. Its attribute ``tokenizer_path`` is ``path``: an export takes the tokenizer
+    from there. ``weights_from`` is ``path``, too, unless they are random: the card of an export names it.
 
     Args:
         path: of the pretrained encoder.
@@ -68,7 +68,7 @@ def text_encoder(
         _copy_layers(network, transformers.AutoModel.from_pretrained(path))
     if gradient_checkpointing:
         recompute_layers(network)
-    network.tokenizer_path = path
+    network.tokenizer_path, network.weights_from = path, None if init == "random" else path
     return network.float()  # transformers 5 keeps the precision of the file, and half precision does not train
 
 

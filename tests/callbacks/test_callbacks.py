@@ -1,13 +1,17 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from huggingface_hub import ModelCard
+from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from toy import ToyImages, fit, quiet_trainer, toy_network
 
 from lit_kd.callbacks import (
@@ -19,8 +23,9 @@ from lit_kd.callbacks import (
     RunSummary,
 )
 from lit_kd.callbacks.eigen_cam import eigen_cam
-from lit_kd.methods import Classifier, MCMITeacher
+from lit_kd.methods import Classifier, MCMIDistill, MCMITeacher
 from lit_kd.models import load_exported, vision_model
+from lit_kd.objectives import DKD
 
 DATA = {"batch_size": 20, "val_fraction": 0.2}
 
@@ -78,6 +83,70 @@ def test_the_best_weights_can_be_exported(tmp_path: Path) -> None:
         saved = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
         assert all(torch.equal(value, saved[f"network.{name}"]) for name, value in exported.items()) == same
     assert json.loads((tmp_path / "out" / "model.json").read_text())["metrics"] == {"val/score": 3.0}
+
+
+class Secretive(MCMIDistill):
+    """Of :class:`Nobody`: knows ``too much``
+    of its user.
+
+    More.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, api_key: str, log_to: str, objective: Any = None
+    ) -> None:
+        super().__init__(student, teacher, 3, objective, image_shape=(3, 8, 8))
+        self.save_hyperparameters("api_key", "log_to")
+
+
+def test_the_card_of_a_run_says_how_it_came_about_and_no_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_swordfish")
+    seed_everything(3, verbose=False)
+    home = str(Path.home())
+    module = Secretive(vision_model("resnet8", 3), toy_network(), "swordfish", f"{home}/me/x", objective=DKD())
+    export = ExportStudent(str(tmp_path / "out"), license="mit", dataset="me/toy", notes="A note.")
+    fit(module, ToyImages(**DATA), max_epochs=2, callbacks=[export])
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert (card.data.license, card.data.datasets) == ("mit", ["me/toy"])
+    assert {result.metric_name for result in card.data.eval_results} == {"val/acc", "val/nll"}
+    for line in (
+        "Of `Nobody`: knows `too much` of its user.\n",
+        "- Teacher: `Sequential` of 127 parameters.",
+        "Method: Linfeng Ye",
+        "Data: ToyImages (`me/toy`).",
+        "| log_to | x |",
+        "| objective | DKD |",
+        "| training.epochs | 2 |",
+        "| training.steps | 6 |",
+        "| training.seed | 3 |",
+        "| training.optimizer | [SGD] |",
+        "| training.lr | [0.05] |",
+        "| data.batch_size | 20 |",
+        "As the training ended.",
+        "A note.",
+    ):
+        assert line in card.text, line
+    assert "swordfish" not in card.content and home not in card.content and str(tmp_path) not in card.content
+
+
+def test_a_module_and_data_of_somebody_else_have_a_card(tmp_path: Path) -> None:
+    class Mine(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.teacher = toy_network(), "adapter_off"
+
+        def training_step(self, batch: Any) -> Tensor:
+            return self.network(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=0.5)
+
+    loader = DataLoader(TensorDataset(torch.rand(4, 3, 8, 8)), batch_size=2)
+    quiet_trainer(max_epochs=1, callbacks=[ExportStudent(str(tmp_path / "out"))]).fit(Mine(), loader)
+    text = (tmp_path / "out/README.md").read_text()
+    assert "# Sequential, trained by Mine" in text and "| training.lr | [0.5] |" in text and "Data:" not in text
 
 
 def test_best_weights_need_something_that_chooses() -> None:

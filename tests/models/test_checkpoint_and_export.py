@@ -81,7 +81,11 @@ def test_export_round_trip(network: VisionModel, tmp_path: Path) -> None:
     assert torch.equal(loaded(IMAGE), network(IMAGE)) and not loaded.training
     description = json.loads((tmp_path / "out" / "model.json").read_text())
     assert description["input"]["mean"] == pytest.approx([0.1, 0.2, 0.3]) and description["class_names"] == ["a"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "model.json",
+        "model.safetensors",
+    ]
 
 
 def test_export_of_a_compiled_or_foreign_network(network: VisionModel, tmp_path: Path) -> None:

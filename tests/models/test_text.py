@@ -110,7 +110,12 @@ def test_a_configuration_alone_is_no_tokenizer(tmp_path: Path) -> None:
         assert find_tokenizer(str(tmp_path / "absent")) is None
     with pytest.warns(UserWarning, match="holds no tokenizer"):
         save_exported(text_encoder(str(tmp_path / "bare")), tmp_path / "to")
-    assert {p.name for p in (tmp_path / "to").iterdir()} == {"config.json", "model.safetensors", "model.json"}
+    assert {p.name for p in (tmp_path / "to").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "model.json",
+    }
 
 
 def test_weights_are_float32(tmp_path: Path) -> None:
