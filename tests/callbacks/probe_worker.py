@@ -1,19 +1,11 @@
-"""The runs that ``test_probes.py`` compares: ``python probe_worker.py ddp|killed FOLDER``.
+"""The run that ``test_probes.py`` compares, in two processes."""
 
-``ddp``: two processes; Lightning starts the second by running this script again, and rank 0 saves the results to
-``FOLDER/results.pt``. ``killed``: a run that is killed in its second epoch and leaves its checkpoints in FOLDER.
-"""
-
-import os
-import signal
-import sys
 from functools import partial
 from typing import Any
 
 import torch
 import two_processes
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Trainer
 
 from lit_kd.callbacks import CollapseMonitor, FewShotEpisodes, KNNProbe, OnlineLinearProbe
 from lit_kd.datamodules import DigitsDataModule
@@ -59,36 +51,5 @@ def run(devices: int) -> dict[str, Any]:
     }
 
 
-class Kill(Callback):
-    """Ends the process in the second epoch, after its first step."""
-
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.current_epoch == 1 and batch_idx == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def resumable(seed: int, *callbacks: Callback, checkpoint: str | None = None) -> dict[str, Any]:
-    """Two epochs of six batches and three steps, with a probe; how they ended."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    module = Classifier(vision_model("resnet8", 10, model_kwargs={"drop_rate": 0.5}), 10)
-    online = OnlineLinearProbe("network")
-    trainer = Trainer(
-        **QUIET,
-        max_epochs=2,
-        accumulate_grad_batches=2,
-        callbacks=[online, *callbacks],
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-    )
-    data = DigitsDataModule(batch_size=4, samples_per_epoch=24, train_fraction=0.03, val_fraction=0.02)
-    trainer.fit(module, data, ckpt_path=checkpoint)
-    return {"probe": online.state_dict(), "weights": dict(module.state_dict()), "step": trainer.global_step}
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "killed":
-        torch.set_num_threads(1)
-        keep = ModelCheckpoint(sys.argv[2], filename="{step}", every_n_train_steps=1, save_top_k=-1)
-        resumable(1, Kill(), keep)
-    else:
-        two_processes.main(lambda kind, folder: run(devices=2))
+    two_processes.main(lambda kind, folder: run(devices=2))

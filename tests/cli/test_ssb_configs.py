@@ -1,11 +1,6 @@
 """The stages of SSB as commands: every config in order on tiny networks, and after a kill."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -105,26 +100,3 @@ def test_presets_are_the_published_settings_and_ours() -> None:
     for key in ("student_prompt", "include_eos"):
         assert official["teacher_logits"]["data"]["init_args"][key] == pairs[key]
         assert key not in ours["student"]["data"]["init_args"]
-
-
-@pytest.mark.slow
-def test_killed_rollouts_end_as_those_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = saved(tmp_path / "base", causal(max_position_embeddings=4096))
-    words = tiny("gsm8k_rollouts", path, root=str(tmp_path), limit=40, eval_batch_size=2)
-    rows = [{"question": f"{i} and {'1' * (i % 5)}?", "answer": f"{i}\n#### {i}"} for i in range(40)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    longer = ["--model.init_args.sampling.max_new_tokens=64", "--model.init_args.folder"]
-    main(["predict", *words, *longer, "straight"])
-    command = [sys.executable, "-m", "lit_kd", "predict", *words, *longer, "killed"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    file = Path("killed/rows-00000.jsonl")
-    for lines in (3, 12):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (not file.is_file() or file.read_bytes().count(b"\n") < lines):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert 3 <= file.read_bytes().count(b"\n") < 40
-    main(["predict", *words, *longer, "killed"])
-    assert file.read_bytes() == Path("straight/rows-00000.jsonl").read_bytes()

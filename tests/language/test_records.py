@@ -1,9 +1,4 @@
-import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,25 +32,6 @@ def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
     assert again.done == {0}
     again.append([{"index": 1}])
     assert file.read_bytes() == whole
-
-
-def test_killed_and_started_again_the_file_is_that_of_one_run(tmp_path: Path) -> None:
-    program = (
-        "import sys, time\nfrom lit_kd.language.records import Records\nrecords = Records(sys.argv[1], {})\n"
-        "for i in range(0, 400, 4):\n"
-        "    records.append([{'index': j, 'text': 'x' * 2000} for j in range(i, i + 4)])\n    print(i, flush=True)\n"
-    )
-    for attempt in range(4):
-        process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        for _ in range(20 * (attempt + 1)):
-            process.stdout.readline()
-        time.sleep(0.003 * attempt)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
-    lines = (tmp_path / "rows-00000.jsonl").read_text().splitlines()
-    assert [json.loads(line)["index"] for line in lines] == list(range(400))
 
 
 def test_bad_folders_say_so(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from chat_toy import VOCABULARY, causal, chat_tokenizer
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 from mgsr_toy import END, EOS, Dialogues, network
 from text_toy import constant
 from torch import Tensor
@@ -327,44 +326,6 @@ def test_recipe(path: str) -> None:
     assert trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.01
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-7)
     assert isinstance(found.measure, DACKL) and isinstance(found.source, FixedData)
-
-
-class Worse(Replay):
-    """To which each validation is as if the loss had risen."""
-
-    def validated(self, loss: float) -> None:
-        super().validated(loss if self.previous is None else self.previous + 1)
-
-
-def state(found: MGSRDistill, trainer: Any) -> dict[str, Any]:
-    return {
-        "weights": {key: value.clone() for key, value in found.state_dict().items()},
-        "optimizer": trainer.optimizers[0].state_dict(),
-        "source": found.source.state_dict(),
-        "step": trainer.global_step,
-    }
-
-
-@pytest.mark.parametrize("step", [2, 4, 5])
-def test_resumed_equals_straight(step: int, path: str, tmp_path: Path) -> None:
-    """In mid-epoch and before a validation, with dropout, a buffer that is full and phi that has grown."""
-
-    def run(checkpoint: Path | None = None) -> dict[str, Any]:
-        torch.manual_seed(0)
-        student = network(path, 1, attention_dropout=0.3)
-        source = SCRG(Worse(initial_phi=0.7, capacity=8, sampling=FREE, max_length=32))
-        divergence = DACKL(top=8, hidden=4)
-        found = MGSRDistill(
-            student, network(path, 2), source, divergence, NgramChunker(2), span_weight=1.0, lr=0.3, subnet_lr_mult=0.1
-        )
-        keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-        trainer = quiet_trainer(max_epochs=2, callbacks=[keep], enable_checkpointing=True)
-        trainer.fit(found, Dialogues(), ckpt_path=checkpoint)
-        return state(found, trainer)
-
-    straight = run()
-    assert straight["step"] == 8 and straight["source"]["phi"] > 0.7 and len(straight["source"]["lengths"]) == 8
-    torch.testing.assert_close(run(tmp_path / f"step={step}.ckpt"), straight, rtol=0, atol=0)
 
 
 def test_one_file_of_the_command_line(path: str, tmp_path: Path) -> None:

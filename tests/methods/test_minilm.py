@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from minilm_toy import ARCHITECTURES, RandomTexts, batch, encoder, hooked, saved
 from torch import nn
 from toy import quiet_trainer
@@ -139,24 +138,6 @@ def test_recipe() -> None:
     assert optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["eps"] == 1e-6
     with pytest.raises(ValueError, match="warmup_steps=4000 does not end in a training of 8 steps"):
         quiet_trainer(max_epochs=1).fit(distill(warmup_steps=4000), datamodule=RandomTexts())
-
-
-@pytest.mark.parametrize("step", [3, 8, 11])
-def test_resumed_equals_straight(step: int, tmp_path: Path) -> None:
-    changes = {"hidden_dropout_prob": 0.1}
-
-    def fit(folder: str, **settings: Any) -> dict[str, torch.Tensor]:
-        torch.manual_seed(7)
-        module = distill(encoder(seed=1, hidden_size=12, **changes), encoder(**changes))
-        save = ModelCheckpoint(tmp_path / folder, every_n_train_steps=step, save_top_k=-1, filename="{step}")
-        checkpoint = settings.pop("ckpt_path", None)
-        trainer = quiet_trainer(max_epochs=2, callbacks=[save], enable_checkpointing=True)
-        trainer.fit(module, datamodule=RandomTexts(), ckpt_path=checkpoint)
-        return module.state_dict()
-
-    straight = fit("straight")
-    resumed = fit("resumed", ckpt_path=tmp_path / f"straight/step={step}.ckpt")
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_student_is_exported_for_transformers(tmp_path: Path) -> None:

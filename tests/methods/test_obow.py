@@ -406,15 +406,14 @@ MOMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("counted", [True, False])
-def test_resumed_equals_straight(counted: bool, tmp_path: Path) -> None:
-    """With counted places of new words; with drawn ones and the published optimizer and schedule."""
-    recipe: dict[str, Any] = {} if counted else {"optimizer": None, "lr_scheduler": None}
+def test_resumed_equals_straight(tmp_path: Path) -> None:
+    """With drawn places of new words and the published optimizer and schedule; with counted ones: tests/faults."""
+    recipe: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}
 
     class Data(CropImages):
         def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
             batch = super().on_after_batch_transfer(batch, dataloader_idx)
-            return batch if counted else {key: value for key, value in batch.items() if key != "visit"}
+            return {key: value for key, value in batch.items() if key != "visit"}
 
     settings: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 2, "enable_checkpointing": True}
     keep = [

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from text_toy import MARK, QUESTION, TinySQuAD, adamw, constant, reader, weights
 from torch import Tensor
 from toy import quiet_trainer
@@ -163,24 +162,6 @@ def test_allowed_tokens_follow_the_padding_of_the_batch() -> None:
 
 
 # Resume, and what goes wrong
-
-
-@pytest.mark.parametrize("step", [5, 12, 14])
-def test_resumed_equals_straight(step: int, tmp_path: Path) -> None:
-    def run(seed: int, checkpoint: Path | None = None) -> dict[str, Any]:
-        module = QuestionAnswering(reader(seed, dropout=0.3), reader(), lr=1e-3)
-        keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=step, save_top_k=-1)
-        trainer = quiet_trainer(max_epochs=2, callbacks=[keep], enable_checkpointing=True)
-        torch.manual_seed(seed)
-        trainer.fit(module, TinySQuAD(), ckpt_path=checkpoint)
-        metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        return {"weights": weights(module), "optimizer": trainer.optimizers[0].state_dict(), "metrics": metrics}
-
-    torch.set_num_threads(1)
-    straight = run(1)
-    torch.testing.assert_close(run(2, tmp_path / f"step={step}.ckpt"), straight, rtol=0, atol=0)
-    content = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)
-    assert not [key for key in content["state_dict"] if key.startswith("teacher")]
 
 
 class Poison(Callback):

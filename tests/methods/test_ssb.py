@@ -160,30 +160,6 @@ def test_what_a_server_failed_to_answer_is_asked_again(path: str, tmp_path: Path
     assert read_records(tmp_path / "refined") == read_records(refined)
 
 
-def test_a_killed_refinement_goes_on_to_the_same_file(path: str, tmp_path: Path) -> None:
-    rollouts, refined = stages(path, tmp_path)
-    file = Path(refined) / "rows-00000.jsonl"
-    content = file.read_bytes()
-    file.write_bytes(content[: content.index(b"\n", content.index(b"\n") + 1) + 30])  # two rows of three, and a bit
-    engine = Scripted(lm_tokenizer(path), PATTERNS)
-    hints = HintsDataModule(rollouts=rollouts, template=TEMPLATE, eval_batch_size=3)
-    quiet_trainer().predict(Refinement(refined, engine=engine), hints)
-    assert file.read_bytes() == content and engine.calls == [[0, 1, 4], [5, 6]]
-
-
-def test_killed_teacher_logits_go_on(path: str, tmp_path: Path) -> None:
-    _, refined = stages(path, tmp_path)
-    folder = tmp_path / "logits"
-    data = SSBDataModule(refined=refined, tokenizer=path, eval_batch_size=2)
-    quiet_trainer().predict(TeacherLogits(causal_lm(path), str(folder), top_k=VOCABULARY), data)
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    rows = folder / "rows-00000.jsonl"
-    rows.write_bytes(before["rows-00000.jsonl"][:20])  # killed in the first row, behind the first files
-    (folder / "000006.safetensors").unlink()
-    quiet_trainer().predict(TeacherLogits(causal_lm(path), str(folder), top_k=VOCABULARY), data)
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
-
-
 def test_heads_with_more_padding_are_cut(path: str, tmp_path: Path) -> None:
     _, refined = stages(path, tmp_path)
     batch = batch_of(refined, path)
@@ -400,22 +376,3 @@ def test_solutions_of_another_network(path: str, tmp_path: Path) -> None:
         quiet_trainer(max_epochs=1).fit(SSBDistill(causal_lm(stranger, lora=LORA)), data)
     with pytest.raises(ValueError, match="were written by a network of other weights"):
         quiet_trainer().predict(TeacherLogits(causal_lm(stranger), str(tmp_path / "logits")), data)
-
-
-def test_resumed_equals_straight(path: str, tmp_path: Path) -> None:
-    _, refined = stages(path, tmp_path)
-
-    def fit(epochs: int, checkpoint: str | None = None) -> dict[str, torch.Tensor]:
-        torch.manual_seed(0)
-        network = causal_lm(path, lora={**LORA, "lora_dropout": 0.2})
-        module = SSBDistill(network, lr=1e-2, lr_scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0))
-        trainer = quiet_trainer(max_epochs=epochs, enable_checkpointing=False)
-        trainer.fit(module, SSBDataModule(refined=refined, tokenizer=path, batch_size=2), ckpt_path=checkpoint)
-        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
-        return {name: value.clone() for name, value in module.state_dict().items()}
-
-    straight = fit(2)
-    fit(1)
-    resumed = fit(2, str(tmp_path / "1.ckpt"))
-    assert straight.keys() == resumed.keys() and any("lora_B" in name for name in straight)
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
