@@ -73,6 +73,19 @@ def test_every_public_name_has_a_docstring_and_a_place_in_the_reference(module: 
     assert not bare, f"without a docstring: {sorted(bare)}"
 
 
+def test_pictures_are_those_of_their_script() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
+    for draw in script["PICTURES"]:
+        assert draw().svg() == (ROOT / "docs" / "pictures" / f"{draw.__name__}.svg").read_text()
+        assert f"(pictures/{draw.__name__}.svg)" in (ROOT / "docs" / f"{draw.__name__}.md").read_text()
+    picture = script["Picture"]("bad", 200, 100)
+    picture.box(20, 20, "one", "data")
+    with pytest.raises(ValueError, match="touches 'one'"):
+        picture.arrow((4, 30), (190, 30))
+    with pytest.raises(ValueError, match="needs more than 50 pixels"):
+        picture.box(20, 20, "too long a text", "data", width=50)
+
+
 def test_links_point_at_files() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
