@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lit_kd.callbacks.network_probe import NetworkProbe, even_share, gather_rows, image_and_label
+from lit_kd.callbacks.network_probe import NetworkProbe, Stage, even_share, gather_rows, image_and_label
 from lit_kd.callbacks.word_maps import WordMaps, own_levels
 from lit_kd.losses.collapse import effective_rank, feature_spread, mean_pairwise_cosine
 
@@ -39,6 +39,8 @@ class CollapseMonitor(NetworkProbe):
         ValueError: see :class:`NetworkProbe`; fewer than 2 samples.
     """
 
+    stages = ("val",)
+
     def __init__(
         self,
         network: str = "student",
@@ -67,25 +69,15 @@ class CollapseMonitor(NetworkProbe):
             levels = own_levels(pl_module) if self.word_levels is None else self.word_levels
             self._words = WordMaps(pl_module, self.word_network, levels) if levels else None
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         """Begin anew."""
         self._reset()
         if self._words is not None:
             counts = [len(self._words.words(level)) for level in range(len(self._words.names))]
             self._uses = [torch.zeros(k, dtype=torch.int64, device=pl_module.device) for k in counts]
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: Stage) -> None:
         """Keep features, count words."""
-        if dataloader_idx > 0:
-            return
         limit, taken = -(-self.max_samples // trainer.world_size), sum(map(len, self._features))
         image = even_share(image_and_label(batch)[0], trainer.num_val_batches[0], limit, taken)
         if not len(image):
@@ -95,7 +87,7 @@ class CollapseMonitor(NetworkProbe):
             for level, maps in enumerate(self._words.maps(trainer, image)):
                 self._uses[level] += self._words.nearest(level, maps).bincount(minlength=len(self._uses[level]))
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def report(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         """Log."""
         if trainer.sanity_checking or not self._features:
             return

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lit_kd.callbacks.network_probe import NetworkProbe, gather_rows, image_and_label
+from lit_kd.callbacks.network_probe import NetworkProbe, Stage, gather_rows, image_and_label
 
 
 def few_shot_accuracy(
@@ -89,6 +89,8 @@ class FewShotEpisodes(NetworkProbe):
         ValueError: see :class:`NetworkProbe` and :func:`few_shot_accuracy`.
     """
 
+    stages = ("test",)
+
     def __init__(
         self,
         network: str = "student",
@@ -108,26 +110,17 @@ class FewShotEpisodes(NetworkProbe):
         self.episodes, self.seed = episodes, seed
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         """Begin anew."""
         self._seen = []
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: Stage) -> None:
         """Keep the features."""
-        if dataloader_idx == 0:
-            image, label = image_and_label(batch)
-            index = batch["index"] if isinstance(batch, dict) and "index" in batch else torch.zeros_like(label)
-            self._seen.append((self.features(trainer, image), label, index))
+        image, label = image_and_label(batch)
+        index = batch["index"] if isinstance(batch, dict) and "index" in batch else torch.zeros_like(label)
+        self._seen.append((self.features(trainer, image), label, index))
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def report(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         """Draw the episodes and log; every rank draws the same."""
         features, labels, index = (gather_rows(trainer, torch.cat(parts)) for parts in zip(*self._seen, strict=True))
         self._seen = []

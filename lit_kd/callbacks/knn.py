@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_kd.callbacks.network_probe import (
     Counts,
     NetworkProbe,
+    Stage,
     class_count,
     gather_rows,
     image_and_label,
@@ -139,65 +140,24 @@ class KNNProbe(NetworkProbe):
             return torch.zeros(0, 1, dtype=self.dtype, device=device), torch.zeros(0, dtype=torch.int64, device=device)
         return gather_rows(trainer, torch.cat(features)), gather_rows(trainer, torch.cat(labels))
 
-    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bank = self.collect(trainer, pl_module)
-        self._counts = Counts()
+    def begin(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
+        """Collect the bank if it is time."""
+        due = trainer.state.fn != "fit" or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and not trainer.sanity_checking:
+            self._bank = self.collect(trainer, pl_module)
+            self._counts = Counts()
 
-    def _evaluate(self, trainer: Trainer, batch: Any, dataloader_idx: int) -> None:
-        if self._bank is None or not len(self._bank[0]) or dataloader_idx > 0:
+    def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: Stage) -> None:
+        """Let the neighbours vote."""
+        if self._bank is None or not len(self._bank[0]):
             return
         image, label = image_and_label(batch)
         queries = F.normalize(self.features(trainer, image), dim=1).to(self.dtype)
         votes = _votes(*self._bank, queries, self.k, self.temperature, self._classes, self.chunk)
         self._counts.update(votes.argmax(1), label)
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def report(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
+        """Log the accuracy and free the bank."""
         if self._bank is not None:
             pl_module.log(f"{stage}/{self.metric}", self._counts.compute(trainer), sync_dist=True)
             self._bank = None
-
-    # Validation
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collect the bank if it is time."""
-        due = trainer.state.fn != "fit" or (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if due and not trainer.sanity_checking:
-            self._start(trainer, pl_module)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Let the neighbours vote."""
-        self._evaluate(trainer, batch, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracy and free the bank."""
-        self._report(trainer, pl_module, "val")
-
-    # Test
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collect the bank."""
-        self._start(trainer, pl_module)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Let the neighbours vote."""
-        self._evaluate(trainer, batch, dataloader_idx)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracy and free the bank."""
-        self._report(trainer, pl_module, "test")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from lit_kd.models.embedding import PooledFeatures
 
+Stage = Literal["val", "test"]
+
 
 class NetworkProbe(Callback):
     """Base of callbacks that look at one network of any LightningModule from outside.
 
     They call it in eval mode and without a graph, on ``batch["image"]`` (or the first of a tuple): the module's
-    gradients, optimizer, running statistics and random numbers stay as they are.
+    gradients, optimizer, running statistics and random numbers stay as they are. In each of its ``stages`` a callback
+    is told to ``begin``, to ``look`` at the batches, of several loaders those of the first, and to ``report``.
 
     Args:
         network: dotted path of the network in the module, e.g. ``student``, ``teacher``; metric names contain it.
@@ -24,6 +27,8 @@ class NetworkProbe(Callback):
     Raises:
         ValueError: before the first batch, where the module has no such network, or the network no such layer.
     """
+
+    stages: tuple[Stage, ...] = ("val", "test")
 
     def __init__(self, network: str = "student", layer: str | None = None) -> None:
         self.network = network
@@ -53,6 +58,61 @@ class NetworkProbe(Callback):
         assert self._pooled is not None
         with trainer.precision_plugin.forward_context():
             return self._pooled.evaluate(image)
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
+        """Before the batches of a stage."""
+
+    def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: Stage) -> None:
+        """Behind the module's own step on a batch."""
+
+    def report(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
+        """After the batches."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        if "val" in self.stages:
+            self.begin(trainer, pl_module, "val")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        if "test" in self.stages:
+            self.begin(trainer, pl_module, "test")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look at the batch."""
+        if "val" in self.stages and dataloader_idx == 0:
+            self.look(trainer, pl_module, batch, "val")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look at the batch."""
+        if "test" in self.stages and dataloader_idx == 0:
+            self.look(trainer, pl_module, batch, "test")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        if "val" in self.stages:
+            self.report(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        if "test" in self.stages:
+            self.report(trainer, pl_module, "test")
 
 
 class Counts:

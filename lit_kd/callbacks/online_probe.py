@@ -9,7 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from lit_kd.callbacks.network_probe import Counts, NetworkProbe, class_count, image_and_label
+from lit_kd.callbacks.network_probe import Counts, NetworkProbe, Stage, class_count, image_and_label
 
 
 class OnlineLinearProbe(NetworkProbe):
@@ -143,8 +143,9 @@ class OnlineLinearProbe(NetworkProbe):
 
     # Evaluation
 
-    def _evaluate(self, trainer: Trainer, batch: Any, dataloader_idx: int) -> None:
-        if dataloader_idx > 0 or (self.head is None and not self._saved):
+    def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: Stage) -> None:
+        """Count."""
+        if self.head is None and not self._saved:
             return
         image, label = image_and_label(batch)
         features = self.features(trainer, image)
@@ -152,42 +153,11 @@ class OnlineLinearProbe(NetworkProbe):
             self.head = self._build(features)
         self._counts.update(self.head(features).argmax(1), label)
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def report(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
+        """Log the accuracy; a head that was never trained has none."""
         if self.head is not None:
             pl_module.log(f"{stage}/probe_{self.network}_acc", self._counts.compute(trainer), sync_dist=True)
         self._counts = Counts()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count; of several loaders, in the first."""
-        self._evaluate(trainer, batch, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracy; a head that was never trained has none."""
-        self._report(trainer, pl_module, "val")
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count; of several loaders, in the first."""
-        self._evaluate(trainer, batch, dataloader_idx)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracy; a head that was never trained has none."""
-        self._report(trainer, pl_module, "test")
 
 
 class StandardizedLinear(nn.Module):

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from lit_kd.callbacks.network_probe import even_share, image_and_label
+from lit_kd.callbacks.network_probe import NetworkProbe, Stage, even_share, image_and_label
 from lit_kd.callbacks.word_maps import WordMaps
 from lit_kd.files import replacing
 
 
-class VocabularyPanel(Callback):
+class VocabularyPanel(NetworkProbe):
     """Draws for each level the sorted use of its words, and the image patches nearest to some of them.
 
     Written as ``vocabulary_<level>.png`` into the run's log folder when a fit or test ends. The images are taken
@@ -50,59 +50,26 @@ class VocabularyPanel(Callback):
         for name, value in (("num_words", num_words), ("num_patches", num_patches), ("max_images", max_images)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
-        self.levels, self.network = levels, network
+        super().__init__(network)
+        self.levels = levels
         self.num_words, self.num_patches, self.max_images = num_words, num_patches, max_images
         self._words: WordMaps | None = None
         self._images: list[Tensor] = []
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def find(self, pl_module: LightningModule) -> None:
         """Find network and vocabularies."""
-        self._find(pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find network and vocabularies, and begin anew."""
-        self._find(pl_module)
-        self._images = []
-
-    def _find(self, pl_module: LightningModule) -> None:
         if self._words is None or self._words.module is not pl_module:
             self._words = WordMaps(pl_module, self.network, self.levels)
 
-    # Images
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         """Begin anew."""
         self._images = []
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: Stage) -> None:
         """Keep some images."""
-        if dataloader_idx == 0:
-            self._keep(batch, trainer.num_val_batches[0])
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep some images."""
-        if dataloader_idx == 0:
-            self._keep(batch, trainer.num_test_batches[0])
-
-    def _keep(self, batch: Any, batches: int | float) -> None:
+        batches = trainer.num_val_batches if stage == "val" else trainer.num_test_batches
         taken = sum(map(len, self._images))
-        self._images.append(even_share(image_and_label(batch)[0], batches, self.max_images, taken))
+        self._images.append(even_share(image_and_label(batch)[0], batches[0], self.max_images, taken))
 
     # Picture
 
