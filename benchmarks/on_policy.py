@@ -39,7 +39,7 @@ from benchmarks.generation import smollm2
 from lit_kd.datamodules import ArithmeticDataModule, GSM8KDataModule
 from lit_kd.language.arithmetic import write_start
 from lit_kd.language.engines import Sampling
-from lit_kd.losses import DACKL, ForwardKL, forward_kl
+from lit_kd.losses import DACKL, Clip, ForwardKL, forward_kl
 from lit_kd.methods import SCRG, MGSRDistill, OnPolicy, Replay
 from lit_kd.methods.sources import Moment, SequenceSource, TokenRow, Writer, Writing
 from lit_kd.models import causal_lm
@@ -56,7 +56,7 @@ def dac(args: argparse.Namespace) -> None:
     """The table of DAC-KL."""
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, args.tokens, args.vocabulary)
-    network = DACKL(norm=args.norm, mask=args.mask)
+    network = DACKL(clip=Clip(norm=args.norm, mask=args.mask))
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "forward_kl": lambda z_s, z_t: forward_kl(z_s, z_t, reduction="sum"),
         "DACKL": lambda z_s, z_t: network(z_s, z_t).loss.sum(),

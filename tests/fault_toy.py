@@ -135,7 +135,7 @@ def mgsr(inputs: Path, seed: int) -> Built:
     student = causal_of(path, seed, attention_dropout=0.3)
     source = SCRG(Worse(initial_phi=0.7, capacity=8, sampling=Sampling(max_new_tokens=8), max_length=32))
     settings: dict[str, Any] = {"span_weight": 1.0, "lr": 0.3, "subnet_lr_mult": 0.1}
-    divergence = DACKL(top=8, hidden=4)
+    divergence = DACKL(top_k=8, hidden=4)
     return MGSRDistill(student, causal_of(path, 99), source, divergence, NgramChunker(2), **settings), Dialogues()
 
 

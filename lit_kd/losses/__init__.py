@@ -2,7 +2,7 @@
 
 from lit_kd.losses.bow import WordDistances, bow_codes, bow_loss, bow_perplexity, bow_target
 from lit_kd.losses.chunked import chunked_loss
-from lit_kd.losses.clipping import DACTerms, interpolated_quantiles
+from lit_kd.losses.clipping import Clip, DACTerms, interpolated_quantiles
 from lit_kd.losses.collapse import (
     effective_rank,
     feature_spread,
@@ -54,6 +54,7 @@ __all__ = [
     "AdaptiveKL",
     "AttentionFusion",
     "CRDLoss",
+    "Clip",
     "ContrastMemory",
     "DACKL",
     "DACTerms",

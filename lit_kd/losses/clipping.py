@@ -39,7 +39,24 @@ class DACTerms(NamedTuple):
 
 @dataclass(frozen=True)
 class Clip:
-    """Settings of the clipping, see :func:`lit_kd.losses.dac_kl`."""
+    r"""What :func:`lit_kd.losses.dac_kl` keeps, and what it makes of the rest.
+
+    Attributes:
+        mask: "soft", two sigmoids; "hard", 1 for :math:`Q(l) \le p_v \le Q(u)` and else 0, without a gradient to the
+            levels; "straight_through", the value of the hard one and the gradient of the soft one.
+        norm: "rest", what is not kept is one more class of both: a lower bound of the forward KL that still tells how
+            much the student gives to it; "renorm", P and R divided by their sums, which is blind to that; "none", P and
+            R as they are, which can be negative. All are the forward KL over the full range.
+        sharpness: tau of the sigmoids.
+        min_keep: most probable classes that are always kept; 1 is the peak alone, and then a sub-network can drive the
+            loss to 0 with nothing learnt.
+        coverage: the kept mass below which ``coverage_weight`` times the shortfall is added to the loss.
+        coverage_weight: weight of that; 0: none.
+        detach_mask_in_student: no gradient to the levels by the mask in R.
+
+    Raises:
+        ValueError: a setting that is none of these.
+    """
 
     mask: ClipMask = "soft"
     norm: ClipNorm = "rest"

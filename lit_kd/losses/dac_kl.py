@@ -12,6 +12,7 @@ nothing is left to learn.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -20,8 +21,6 @@ from torch import Tensor, nn
 
 from lit_kd.losses.clipping import (
     Clip,
-    ClipMask,
-    ClipNorm,
     DACTerms,
     ascending_rows,
     check_rows,
@@ -33,6 +32,7 @@ from lit_kd.losses.tokens import log_probs
 
 ClipFeatures = Literal["topk", "full_probs", "student_teacher_probs", "stats"]
 
+_CLIP = Clip()
 _LEAST_LOG = -30.0  # what a sub-network reads of a probability of 0
 
 
@@ -42,14 +42,7 @@ def dac_kl(
     lower: Tensor,
     upper: Tensor,
     temperature: float = 1.0,
-    *,
-    mask: ClipMask = "soft",
-    norm: ClipNorm = "rest",
-    sharpness: float = 10.0,
-    min_keep: int = 2,
-    coverage: float = 0.0,
-    coverage_weight: float = 0.0,
-    detach_mask_in_student: bool = False,
+    clip: Clip = _CLIP,
 ) -> DACTerms:
     r"""Forward KL over the classes between two quantiles of the teacher's probabilities and its most probable ones.
 
@@ -58,9 +51,9 @@ def dac_kl(
     .. math:: m_v = \sigma(\tau \frac{p_v - Q(l)}{Q(u) - Q(l)}) \, \sigma(\tau \frac{Q(u) - p_v}{Q(u) - Q(l)}), \quad
         P_v = m_v p_v, \quad R_v = m_v q_v, \quad loss = \sum_v P_v \log \frac{P_v}{R_v}
 
-    where :math:`m_v = 1` for the ``min_keep`` most probable classes, the peak among them (classes as probable as the
-    last of these are kept with it). Exact form of the mask, norms, guards: ours, see the module. The gradient reaches
-    the student's logits and, with a soft mask, the levels; never the teacher.
+    where :math:`m_v = 1` for the ``clip.min_keep`` most probable classes, the peak among them (classes as probable as
+    the last of these are kept with it). Exact form of the mask, norms, guards: ours, see the module. The gradient
+    reaches the student's logits and, with a soft mask, the levels; never the teacher.
 
     Args:
         student_logits: (N, V), of the tokens that count.
@@ -68,27 +61,17 @@ def dac_kl(
         lower: level l of each token, (N,), in [0, 1].
         upper: level u of each token, (N,), in [l, 1].
         temperature: T > 0. There is no factor T^2: it is the caller's.
-        mask: "soft" as above; "hard", 1 for :math:`Q(l) \le p_v \le Q(u)` and else 0, without a gradient to the levels;
-            "straight_through", the value of the hard one and the gradient of the soft one.
-        norm: "rest", what is not kept is one more class of both: a lower bound of the forward KL that still tells how
-            much the student gives to it; "renorm", P and R divided by their sums, which is blind to that; "none", as it
-            stands above, which can be negative. All are the forward KL over the full range.
-        sharpness: tau.
-        min_keep: classes that are always kept; 1 is the peak alone.
-        coverage: the kept mass below which ``coverage_weight`` times the shortfall is added to the loss.
-        coverage_weight: weight of that; 0: none.
-        detach_mask_in_student: no gradient to the levels by the mask in R.
+        clip: shape of the mask, what is made of what it drops, and guards.
 
     Raises:
-        ValueError: shapes that do not fit, levels out of order, or a setting that is none of these.
+        ValueError: shapes that do not fit, or levels out of order.
 
     Example:
         >>> teacher = torch.tensor([[0.55, 0.20, 0.10, 0.08, 0.05, 0.02]]).log()
         >>> student = torch.tensor([[0.30, 0.25, 0.20, 0.10, 0.10, 0.05]]).log()
-        >>> dac_kl(student, teacher, torch.tensor([0.2]), torch.tensor([0.8]), mask="hard").loss
+        >>> dac_kl(student, teacher, torch.tensor([0.2]), torch.tensor([0.8]), clip=Clip(mask="hard")).loss
         tensor([0.1486])
     """
-    clip = Clip(mask, norm, sharpness, min_keep, coverage, coverage_weight, detach_mask_in_student)
     check_rows(student_logits, teacher_logits, temperature)
     if lower.shape != student_logits.shape[:1] or upper.shape != lower.shape:
         raise ValueError(
@@ -127,37 +110,25 @@ class DACKL(nn.Module):
         self,
         features: ClipFeatures = "topk",
         hidden: int = 64,
-        norm: ClipNorm = "rest",
-        mask: ClipMask = "soft",
-        min_keep: int = 2,
-        sharpness: float = 10.0,
-        top: int = 256,
-        vocabulary: int | None = None,
+        top_k: int = 256,
+        num_classes: int | None = None,
         start: tuple[float, float] = (0.01, 0.99),
         limits: tuple[float, float] = (0.5, 0.5),
-        coverage: float = 0.0,
-        coverage_weight: float = 0.0,
-        detach_mask_in_student: bool = False,
+        clip: Clip = _CLIP,
         objective: Literal["min", "max"] = "min",
     ) -> None:
         """Build the sub-network.
 
         Args:
-            features: "topk": the ``top`` largest log-probabilities of the teacher, in order, and its entropy;
+            features: "topk": the ``top_k`` largest log-probabilities of the teacher, in order, and its entropy;
                 "full_probs": its probabilities; "student_teacher_probs": those of both; "stats": its entropy, largest
                 two probabilities, and mass of the largest 10 and 100.
             hidden: width of the sub-network.
-            norm: see :func:`dac_kl`.
-            mask: see :func:`dac_kl`; "hard" leaves the levels at ``start``.
-            min_keep: see :func:`dac_kl`; of less than 2 the loss can be driven to 0 with nothing learnt.
-            sharpness: see :func:`dac_kl`.
-            top: log-probabilities that "topk" reads; of a smaller vocabulary the others count as probability 0.
-            vocabulary: number of classes, which "full_probs" and "student_teacher_probs" need.
+            top_k: log-probabilities that "topk" reads; of a smaller vocabulary the others count as probability 0.
+            num_classes: which "full_probs" and "student_teacher_probs" need.
             start: levels before training.
             limits: the largest lower level and the smallest upper one; (1, 0): none.
-            coverage: see :func:`dac_kl`.
-            coverage_weight: see :func:`dac_kl`.
-            detach_mask_in_student: see :func:`dac_kl`.
+            clip: see :func:`dac_kl`; a hard mask leaves the levels at ``start``.
             objective: of the sub-network: "min", that of the student; "max", against it (then ``coverage_weight`` times
                 the shortfall is taken off).
 
@@ -165,25 +136,29 @@ class DACKL(nn.Module):
             ValueError: a setting that is none of these, or that ``features`` need and is missing.
         """
         super().__init__()
-        weight = coverage_weight if objective == "min" else -coverage_weight
-        self.clip = Clip(mask, norm, sharpness, min_keep, coverage, weight, detach_mask_in_student)
         if objective not in ("min", "max"):
             raise ValueError(f'objective must be "min" or "max", got {objective!r}')
+        self.clip = clip if objective == "min" else replace(clip, coverage_weight=-clip.coverage_weight)
         if features not in ("topk", "full_probs", "student_teacher_probs", "stats"):
             raise ValueError(
                 f'features must be "topk", "full_probs", "student_teacher_probs" or "stats", got {features!r}'
             )
-        if vocabulary is None and features in ("full_probs", "student_teacher_probs"):
-            raise ValueError(f"features={features!r} needs vocabulary, the number of classes")
+        if num_classes is None and features in ("full_probs", "student_teacher_probs"):
+            raise ValueError(f"features={features!r} needs num_classes")
         largest, smallest = limits
         if not (0 < start[0] < largest <= 1 and 0 <= smallest < 1 and max(start[0], smallest) < start[1] < 1):
             raise ValueError(
                 f"start={start} must be a lower level below limits[0] and an upper one above it and above limits[1], "
                 f"all between 0 and 1, got limits={limits}"
             )
-        self.features, self.top, self.vocabulary = features, top, vocabulary
+        self.features, self.top_k, self.num_classes = features, top_k, num_classes
         self.limits, self.objective = limits, objective
-        width = {"topk": top + 1, "full_probs": vocabulary, "student_teacher_probs": 2 * (vocabulary or 0), "stats": 5}
+        width = {
+            "topk": top_k + 1,
+            "full_probs": num_classes,
+            "student_teacher_probs": 2 * (num_classes or 0),
+            "stats": 5,
+        }
         self.subnet = nn.Sequential(nn.Linear(width[features] or 0, hidden), nn.GELU(), nn.Linear(hidden, 2))
         last: Any = self.subnet[2]
         nn.init.zeros_(last.weight)
@@ -217,8 +192,8 @@ class DACKL(nn.Module):
     @torch.no_grad()
     def read(self, student_logits: Tensor, p: Tensor, log_p: Tensor, ascending: Tensor, temperature: float) -> Tensor:
         """Features (N, F) of the teacher's p, log p and p in order, (N, V) each."""
-        if self.vocabulary not in (None, p.shape[1]) and "probs" in self.features:
-            raise ValueError(f"vocabulary={self.vocabulary}, but the logits are of {p.shape[1]} classes")
+        if self.num_classes not in (None, p.shape[1]) and "probs" in self.features:
+            raise ValueError(f"num_classes={self.num_classes}, but the logits are of {p.shape[1]} classes")
         if self.features == "full_probs":
             return p
         if self.features == "student_teacher_probs":
@@ -227,5 +202,5 @@ class DACKL(nn.Module):
         if self.features == "stats":
             largest = ascending[:, -100:].flip(1)
             return torch.cat([entropy, largest[:, :2], largest[:, :10].sum(1)[:, None], largest.sum(1)[:, None]], 1)
-        found = ascending[:, -self.top :].flip(1).log().clamp_(min=_LEAST_LOG)
-        return torch.cat([nn.functional.pad(found, (0, self.top - found.shape[1]), value=_LEAST_LOG), entropy], 1)
+        found = ascending[:, -self.top_k :].flip(1).log().clamp_(min=_LEAST_LOG)
+        return torch.cat([nn.functional.pad(found, (0, self.top_k - found.shape[1]), value=_LEAST_LOG), entropy], 1)

@@ -24,7 +24,7 @@ from lit_kd.methods import SCRG, MGSRDistill, OnPolicy, Replay
 FREE = Sampling(max_new_tokens=8)
 
 
-small = partial(DACKL, top=8, hidden=4)
+small = partial(DACKL, top_k=8, hidden=4)
 
 
 class Watched(Replay):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lit_kd.losses import DACKL, chunked_loss, dac_kl, forward_kl, interpolated_quantiles
+from lit_kd.losses import DACKL, Clip, chunked_loss, dac_kl, forward_kl, interpolated_quantiles
 
 P = torch.tensor([[0.55, 0.20, 0.10, 0.08, 0.05, 0.02]], dtype=torch.float64)
 Q = torch.tensor([[0.30, 0.25, 0.20, 0.10, 0.10, 0.05]], dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_quantiles_are_torchs_at_levels_of_each_row() -> None:
 @pytest.mark.parametrize(("norm", "value"), [("none", 0.166922), ("renorm", 0.139238), ("rest", 0.148597)])
 @pytest.mark.parametrize("min_keep", [1, 2])
 def test_numbers(norm: Any, value: float, min_keep: int) -> None:
-    terms = dac_kl(Q.log(), P.log(), *levels(0.2, 0.8), mask="hard", norm=norm, min_keep=min_keep)
+    terms = dac_kl(Q.log(), P.log(), *levels(0.2, 0.8), clip=Clip(mask="hard", norm=norm, min_keep=min_keep))
     close(terms.loss, value)
     close(terms.kept_mass, 0.98)
     close(terms.kept_classes, 5)
@@ -96,10 +96,11 @@ def test_numbers(norm: Any, value: float, min_keep: int) -> None:
 
 
 def test_without_the_peak_the_sum_would_be_negative_and_only_without_a_norm() -> None:
-    terms = dac_kl(Q.log(), P.log(), *levels(0.0, 0.8), mask="hard", norm="none", min_keep=1)
+    terms = dac_kl(Q.log(), P.log(), *levels(0.0, 0.8), clip=Clip(mask="hard", norm="none", min_keep=1))
     peak = 0.55 * math.log(0.55 / 0.30)
     close(terms.loss - peak, -0.184778)
-    swapped = dac_kl(P.log(), Q.log(), *levels(0.5, 0.5), mask="hard", norm="none", min_keep=1)  # the peak alone
+    the_peak_alone = levels(0.5, 0.5)
+    swapped = dac_kl(P.log(), Q.log(), *the_peak_alone, clip=Clip(mask="hard", norm="none", min_keep=1))
     assert swapped.loss < -0.1
 
 
@@ -109,7 +110,7 @@ def test_a_norm_makes_it_a_divergence(seed: int, low: float, high: float, min_ke
     student, teacher = random_pair(3, 9, seed)
     full = forward_kl(student, teacher, reduction="none")
     for mask, norm in itertools.product(MASKS, ["renorm", "rest"]):
-        terms = dac_kl(student, teacher, *levels(low, high, n=3), mask=mask, norm=norm, min_keep=min_keep)  # type: ignore
+        terms = dac_kl(student, teacher, *levels(low, high, n=3), clip=Clip(mask=mask, norm=norm, min_keep=min_keep))  # type: ignore
         assert (terms.loss > -1e-12).all() and (terms.kept_classes >= min_keep - 1e-9).all()
         assert (terms.kept_mass <= 1 + 1e-9).all()
         if norm == "rest":
@@ -118,11 +119,11 @@ def test_a_norm_makes_it_a_divergence(seed: int, low: float, high: float, min_ke
 
 def test_the_peak_alone_is_a_collapse_that_min_keep_stops() -> None:
     student = Q.log().requires_grad_()
-    alone = dac_kl(student, P.log(), *levels(0.5, 0.5), norm="renorm", mask="hard", min_keep=1)
+    alone = dac_kl(student, P.log(), *levels(0.5, 0.5), clip=Clip(norm="renorm", mask="hard", min_keep=1))
     close(alone.loss, 0.0)
     close(alone.kept_classes, 1)
     assert torch.autograd.grad(alone.loss.sum(), student)[0].abs().max() < 1e-12
-    two = dac_kl(student, P.log(), *levels(0.5, 0.5), norm="renorm", mask="hard")
+    two = dac_kl(student, P.log(), *levels(0.5, 0.5), clip=Clip(norm="renorm", mask="hard"))
     close(two.kept_classes, 2)
     assert two.loss > 0.01 and torch.autograd.grad(two.loss.sum(), student)[0].abs().max() > 0.01
 
@@ -131,7 +132,7 @@ def test_the_peak_alone_is_a_collapse_that_min_keep_stops() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_full_range_is_the_forward_kl(norm: Any, temperature: float) -> None:
     student, teacher = random_pair(5, 40)
-    terms = dac_kl(student, teacher, *levels(0.0, 1.0, n=5), temperature, mask="hard", norm=norm)
+    terms = dac_kl(student, teacher, *levels(0.0, 1.0, n=5), temperature, clip=Clip(mask="hard", norm=norm))
     full = forward_kl(student, teacher, temperature=temperature, reduction="none")
     close(terms.loss, full.detach(), 1e-13)
     close(terms.kept_classes, 40)
@@ -147,7 +148,7 @@ def test_value_and_gradients_are_those_of_the_text(mask: Any, norm: Any, detach:
     student, teacher = random_pair(4, 12)
     lower, upper = levels(0.23, 0.77, n=4)
     chosen = {"mask": mask, "norm": norm, "detach_mask_in_student": detach, "min_keep": min_keep, "sharpness": 4.0}
-    terms = dac_kl(student, teacher, lower, upper, **chosen)
+    terms = dac_kl(student, teacher, lower, upper, clip=Clip(**chosen))
     values = literal(student, teacher, lower, upper, **chosen)
     for actual, expected in zip(terms, values, strict=False):
         close(actual, expected.detach(), 1e-9)
@@ -164,8 +165,8 @@ def test_value_and_gradients_are_those_of_the_text(mask: Any, norm: Any, detach:
 def test_straight_through(norm: Any) -> None:
     student, teacher = random_pair()
     lower, upper = levels(0.23, 0.77, n=4)
-    terms = dac_kl(student, teacher, lower, upper, mask="straight_through", norm=norm)
-    hard = dac_kl(student, teacher, lower, upper, mask="hard", norm=norm)
+    terms = dac_kl(student, teacher, lower, upper, clip=Clip(mask="straight_through", norm=norm))
+    hard = dac_kl(student, teacher, lower, upper, clip=Clip(mask="hard", norm=norm))
     close(terms.loss, hard.loss.detach(), 0)
     ours, theirs = (
         torch.autograd.grad(x.loss.sum(), (student, lower, upper), retain_graph=True) for x in (terms, hard)
@@ -194,7 +195,8 @@ def test_straight_through(norm: Any) -> None:
 def test_finite_differences_of_the_sub_network(features: Any) -> None:
     torch.manual_seed(0)
     student, teacher = random_pair(3, 14)
-    dac = DACKL(features, hidden=3, top=5, vocabulary=14, start=(0.2, 0.8), coverage=0.99, coverage_weight=0.5).double()
+    clip = Clip(coverage=0.99, coverage_weight=0.5)
+    dac = DACKL(features, hidden=3, top_k=5, num_classes=14, start=(0.2, 0.8), clip=clip).double()
     nn.init.normal_(dac.subnet[2].weight, std=0.1)  # type: ignore[arg-type]
     weights = dict(dac.named_parameters())
 
@@ -211,7 +213,7 @@ def test_finite_differences_of_the_sub_network(features: Any) -> None:
 def test_the_teacher_gets_no_gradient_and_the_student_none_through_the_features() -> None:
     student, teacher = random_pair(3, 14)
     teacher.requires_grad_()
-    dac = DACKL("student_teacher_probs", vocabulary=14).double()
+    dac = DACKL("student_teacher_probs", num_classes=14).double()
     terms = dac(student, teacher)
     found = torch.autograd.grad(terms.loss.sum(), [teacher, student, *dac.parameters()], allow_unused=True)
     assert found[0] is None and all(gradient is not None for gradient in found[1:])
@@ -248,7 +250,7 @@ def test_levels_are_in_order_and_inside_the_limits(a: float, b: float) -> None:
 def test_the_sub_network_alone_does_not_collapse_in_200_steps(norm: Any, limits: tuple[float, float]) -> None:
     torch.manual_seed(0)
     student, teacher = random_pair(16, 60, dtype=torch.float32)
-    dac = DACKL(norm=norm, limits=limits, top=20)
+    dac = DACKL(limits=limits, top_k=20, clip=Clip(norm=norm))
     optimizer = torch.optim.Adam(dac.parameters(), lr=0.02)
     first = dac(student.detach(), teacher).loss.mean()
     for _ in range(200):
@@ -266,13 +268,13 @@ def test_the_sub_network_alone_does_not_collapse_in_200_steps(norm: Any, limits:
 def test_coverage_and_the_other_objective_hold_what_is_kept() -> None:
     student, teacher = random_pair(16, 60, dtype=torch.float32)
     kept = {}
-    for name, chosen in {
-        "plain": {},
-        "coverage": {"coverage": 0.9, "coverage_weight": 30.0},
-        "max": {"objective": "max"},
+    for name, (clip, objective) in {
+        "plain": (Clip(min_keep=1), "min"),
+        "coverage": (Clip(min_keep=1, coverage=0.9, coverage_weight=30.0), "min"),
+        "max": (Clip(min_keep=1), "max"),
     }.items():
         torch.manual_seed(0)
-        dac = DACKL(top=20, start=(0.1, 0.9), limits=(1.0, 0.0), min_keep=1, **chosen)  # type: ignore[arg-type]
+        dac = DACKL(top_k=20, start=(0.1, 0.9), limits=(1.0, 0.0), clip=clip, objective=objective)  # type: ignore
         optimizer = torch.optim.Adam(dac.parameters(), lr=0.05)
         for _ in range(40):
             optimizer.zero_grad()
@@ -288,10 +290,10 @@ def test_coverage_and_the_other_objective_hold_what_is_kept() -> None:
 
 
 def test_coverage_adds_its_shortfall() -> None:
-    plain = dac_kl(Q.log(), P.log(), *levels(0.2, 0.8), mask="hard")
-    settings: dict[str, Any] = {"mask": "hard", "coverage_weight": 3.0}
-    close(dac_kl(Q.log(), P.log(), *levels(0.2, 0.8), coverage=0.99, **settings).loss - plain.loss, 0.03)
-    close(dac_kl(Q.log(), P.log(), *levels(0.2, 0.8), coverage=0.98 - 1e-9, **settings).loss - plain.loss, 0.0)
+    plain = dac_kl(Q.log(), P.log(), *levels(0.2, 0.8), clip=Clip(mask="hard"))
+    for coverage, added in ((0.99, 0.03), (0.98 - 1e-9, 0.0)):
+        clip = Clip(mask="hard", coverage=coverage, coverage_weight=3.0)
+        close(dac_kl(Q.log(), P.log(), *levels(0.2, 0.8), clip=clip).loss - plain.loss, added)
 
 
 def test_no_tokens() -> None:
@@ -323,7 +325,7 @@ def test_forbidden_tokens(mask: Any, norm: Any) -> None:
     barred = torch.tensor([0, 5])
     both = [x.detach().index_fill(1, barred, -math.inf) for x in (student, teacher)]
     leaf = both[0].requires_grad_()
-    dac = DACKL(mask=mask, norm=norm, top=14)
+    dac = DACKL(top_k=14, clip=Clip(mask=mask, norm=norm))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         terms = dac(leaf, both[1])
@@ -333,7 +335,7 @@ def test_forbidden_tokens(mask: Any, norm: Any) -> None:
     sharp = torch.full((2, 14), -math.inf).index_fill(1, torch.tensor([3]), 0.0)  # one class has all
     assert dac(student[:2], sharp).loss.isfinite().all()
     with pytest.warns(UserWarning, match="the divergence is infinite"):
-        lone = dac_kl(leaf, teacher, *levels(0.0, 1.0, n=4), mask="hard", norm=norm)
+        lone = dac_kl(leaf, teacher, *levels(0.0, 1.0, n=4), clip=Clip(mask="hard", norm=norm))
     assert lone.loss.isfinite().all() and (lone.loss > 5).all()
 
 
@@ -341,7 +343,7 @@ def test_what_is_not_finite_stays_so_and_harms_no_other_token() -> None:
     student, teacher = random_pair(3, 14)
     broken = teacher.clone()
     broken[1, 2] = math.nan
-    terms, clean = (DACKL(top=5).double()(student, z) for z in (broken, teacher))
+    terms, clean = (DACKL(top_k=5).double()(student, z) for z in (broken, teacher))
     assert terms.loss.isnan().tolist() == [False, True, False]
     close(terms.loss[[0, 2]], clean.loss[[0, 2]].detach(), 0)
 
@@ -351,7 +353,7 @@ def test_in_chunks(chunk: int) -> None:
     torch.manual_seed(0)
     states, other = torch.randn(2, 7, 6, dtype=torch.float64)
     head, teacher = (nn.Linear(6, 50).double() for _ in range(2))
-    dac = DACKL(top=8).double()
+    dac = DACKL(top_k=8).double()
     nn.init.normal_(dac.subnet[2].weight, std=0.3)  # type: ignore[arg-type]
     inputs = [states.requires_grad_(), *head.parameters(), *dac.parameters()]
 
@@ -386,10 +388,10 @@ def test_state_and_its_optimizer_are_restored() -> None:
         dac(student.detach(), teacher).loss.sum().backward()
         optimizer.step()
 
-    ours = DACKL(top=10)
+    ours = DACKL(top_k=10)
     first = torch.optim.Adam(ours.parameters())
     step(ours, first)
-    other = DACKL(top=10)
+    other = DACKL(top_k=10)
     second = torch.optim.Adam(other.parameters())
     other.load_state_dict(ours.state_dict())
     second.load_state_dict(copy.deepcopy(first.state_dict()))
@@ -410,9 +412,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("arguments", "message"), ERRORS)
 def test_settings(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dac_kl(Q.log(), P.log(), *levels(0.2, 0.8), **arguments)
-    with pytest.raises(ValueError, match=message):
-        DACKL(**arguments)
+        Clip(**arguments)
 
 
 INPUTS: list[tuple[dict[str, Any], str]] = [
@@ -435,7 +435,7 @@ def test_inputs(arguments: dict[str, Any], message: str) -> None:
 
 MODULE: list[tuple[dict[str, Any], str]] = [
     ({"features": "logits"}, "features must be \"topk\", .* got 'logits'"),
-    ({"features": "full_probs"}, "features='full_probs' needs vocabulary, the number of classes"),
+    ({"features": "full_probs"}, "features='full_probs' needs num_classes"),
     ({"objective": "maximum"}, 'objective must be "min" or "max", got \'maximum\''),
     ({"start": (0.6, 0.9)}, r"start=\(0.6, 0.9\) must be a lower level below limits\[0\]"),
     ({"start": (0.1, 0.4)}, r"start=\(0.1, 0.4\) must be"),
@@ -449,5 +449,5 @@ def test_settings_of_the_module(arguments: dict[str, Any], message: str) -> None
 
 
 def test_another_vocabulary_than_it_was_built_for() -> None:
-    with pytest.raises(ValueError, match="vocabulary=7, but the logits are of 6 classes"):
-        DACKL("full_probs", vocabulary=7)(Q.log(), P.log())
+    with pytest.raises(ValueError, match="num_classes=7, but the logits are of 6 classes"):
+        DACKL("full_probs", num_classes=7)(Q.log(), P.log())

@@ -206,7 +206,7 @@ SETTINGS: dict[str, Any] = {
     "fixed": lambda: {"source": FixedData()},
     "mgsr": lambda: {
         "source": SCRG(OnPolicy(sampling=FREE, max_length=32)),
-        "divergence": DACKL(top=8, hidden=4),
+        "divergence": DACKL(top_k=8, hidden=4),
         "chunker": NgramChunker(2),
         "span_weight": 1.0,
     },
@@ -303,7 +303,7 @@ def test_student_is_validated_before_training(path: str, caplog: pytest.LogCaptu
 
 
 def test_subnet_has_its_own_rate_and_stays_out_of_the_export(path: str, tmp_path: Path) -> None:
-    found = module(path, divergence=DACKL(top=8, hidden=4), subnet_lr_mult=5.0)
+    found = module(path, divergence=DACKL(top_k=8, hidden=4), subnet_lr_mult=5.0)
     optimizer = found.build_optimizer()
     assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.05]
     assert {id(p) for p in optimizer.param_groups[1]["params"]} == {id(p) for p in found.measure.parameters()}
