@@ -25,6 +25,7 @@ LAYERS = [
     "losses",
     "intervals",
     "files",
+    "processes",
 ]
 MODULES = [name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "lit_kd.") if name != "lit_kd.__main__"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from lit_kd.attacks.report_files import GALLERY, write_report
 from lit_kd.attacks.suite import Protocol, Suite, build_suite
 from lit_kd.datamodules.batch import Batch, unpack
 from lit_kd.files import replacing
+from lit_kd.processes import gather_objects
 
 
 class RobustnessReport(Callback):
@@ -123,9 +124,9 @@ class RobustnessReport(Callback):
         part = {"image": image, "label": label, "index": index}
         self._parts.append({name: values.cpu()[keep] for name, values in part.items()})
 
-    def _gather(self, trainer: Trainer) -> dict[str, Tensor]:
+    def _gather(self) -> dict[str, Tensor]:
         """The samples of all ranks by ``index``, each once."""
-        parts = [part for parts in _all_gather(trainer, self._parts) for part in parts if len(part["label"])]
+        parts = [part for parts in gather_objects(self._parts) for part in parts if len(part["label"])]
         if not parts:
             raise ValueError("There is no sample to attack: limit_test_batches has left none of the chosen ones.")
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -137,7 +138,7 @@ class RobustnessReport(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attack the module and the undefended network, and write the report."""
-        samples = self._gather(trainer)
+        samples = self._gather()
         self._parts = []
         device = trainer.strategy.root_device
         teacher = self.teacher or getattr(getattr(pl_module, "teacher", None), "module", None)
@@ -210,7 +211,7 @@ class RobustnessReport(Callback):
                 with replacing(file) as temporary:
                     save_file(records, temporary)
             own.append(load_file(file))
-        return join_records(part for parts in _all_gather(trainer, own) for part in parts)
+        return join_records(part for parts in gather_objects(own) for part in parts)
 
     def _key(self, samples: Mapping[str, Tensor], networks: list[nn.Module], temperature: float) -> str:
         """Changes with anything that the records depend on."""
@@ -222,15 +223,6 @@ class RobustnessReport(Callback):
                     digest.update(name.encode())
                     digest.update(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
-
-
-def _all_gather(trainer: Trainer, own: list[Any]) -> Iterator[list[Any]]:
-    """The lists of all ranks."""
-    if trainer.world_size == 1:
-        return iter([own])
-    every: list[list[Any]] = [[] for _ in range(trainer.world_size)]
-    torch.distributed.all_gather_object(every, own)
-    return iter(every)
 
 
 def _log(pl_module: LightningModule, report: Report) -> None:

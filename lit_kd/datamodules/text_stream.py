@@ -10,13 +10,13 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lit_kd.datamodules import loading
 from lit_kd.datamodules.loading import Batch
 from lit_kd.language.documents import Documents, encode_documents, separator
 from lit_kd.language.tokens import CHUNK, Padding, special_frame
+from lit_kd.processes import gather_objects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,13 +165,9 @@ class StreamLoader:
     def state_dict(self) -> dict[str, Any]:
         """The batches handed out of the epoch, and where every process of every rank goes on; all ranks must ask."""
         own = [list(cursor) for cursor in self._cursors]
-        world = loading.rank_and_world()[1]
-        cursors: list[Any] = [own] * world
-        if world > 1:
-            dist.all_gather_object(cursors, own)
         end = self.length if self.limit is None else self.limit
         position = 0 if end is not None and self._position >= end else self._position
-        return {"position": position, "turn": self._turn, "cursors": cursors}
+        return {"position": position, "turn": self._turn, "cursors": gather_objects(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on there.

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_kd.methods.base import Distill
 from lit_kd.methods.schedules import warmup_linear
 from lit_kd.models.teacher import FrozenTeacher
-from lit_kd.models.text import TextBatch
+from lit_kd.models.text import TextBatch, check_tokenizers
 
 
 class EncoderFineTune(Distill, ABC):
@@ -35,7 +35,7 @@ class EncoderFineTune(Distill, ABC):
         lr_scheduler: see :class:`Distill`.
 
     Raises:
-        ValueError: a temperature or rate that is not positive, a weight outside [0, 1], two vocabularies,
+        ValueError: a temperature or rate that is not positive, a weight outside [0, 1], two tokenizers,
             a network that is its own teacher.
     """
 
@@ -60,7 +60,7 @@ class EncoderFineTune(Distill, ABC):
         if teacher is network:
             raise ValueError("network and teacher are one object, and the teacher is frozen: build two.")
         if teacher is not None:
-            check_vocabularies(network, teacher)
+            check_tokenizers(network=network, teacher=teacher)
         self.network = network
         self.teacher = None if teacher is None else FrozenTeacher(teacher)
         self.temperature, self.distillation_weight = temperature, distillation_weight
@@ -89,21 +89,6 @@ def matrices_and_vectors(parameters: Iterable[nn.Parameter], weight_decay: float
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def known_size(network: nn.Module, name: str) -> int | None:
-    """A number of the network's Hugging Face config, ``num_labels`` or ``vocab_size``, if it has one."""
-    return getattr(getattr(network, "config", None), name, None)
-
-
-def check_vocabularies(network: nn.Module, teacher: nn.Module) -> None:
-    """Raise a ValueError where the two embed other numbers of tokens: both read the same ids."""
-    own, theirs = known_size(network, "vocab_size"), known_size(teacher, "vocab_size")
-    if own != theirs:
-        raise ValueError(
-            f"The network has {own} tokens and the teacher {theirs}: both read the same ids, so take a teacher with "
-            "the network's tokenizer."
-        )
 
 
 def entry(batch: TextBatch, name: str) -> Tensor:

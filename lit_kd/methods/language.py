@@ -24,11 +24,10 @@ from lit_kd.methods.base import Distill
 from lit_kd.methods.encoder_fine_tuning import entry
 from lit_kd.methods.schedules import warmup_linear
 from lit_kd.models.causal import CompletionStates, completion_labels, decoder_and_head, whole_network
-from lit_kd.models.text import check_tokenizers
+from lit_kd.models.text import TextBatch, check_tokenizers
 
 GREEDY = Sampling(temperature=0.0)
 
-TextBatch = dict[str, Any]
 TokenLoss = Callable[[Tensor, slice], Tensor]
 Head = Callable[[Tensor], Tensor]
 

@@ -13,7 +13,6 @@ from lit_kd.methods.encoder_fine_tuning import entry
 from lit_kd.methods.language import (
     Head,
     LanguageModel,
-    TextBatch,
     TokenLoss,
     common_vocabulary,
     completion_inputs,
@@ -23,6 +22,7 @@ from lit_kd.methods.language import (
 from lit_kd.models.causal import CompletionStates
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.teacher import FrozenTeacher
+from lit_kd.models.text import TextBatch
 
 TeacherRows = Callable[[slice | Tensor], Tensor]  # the teacher's logits of some completion tokens
 Divergence = Callable[[Tensor, Tensor, slice], Tensor]  # of student's and teacher's logits (n, V) and their rows: (n,)

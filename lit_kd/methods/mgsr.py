@@ -22,13 +22,15 @@ from lit_kd.language.chunkers import Chunker
 from lit_kd.losses import DACKL, DACTerms, ForwardKL, forward_kl
 from lit_kd.losses.spans import SpanNorm
 from lit_kd.methods.encoder_fine_tuning import entry
-from lit_kd.methods.language import Head, TextBatch, TokenLoss, cross_entropy, token_weights
+from lit_kd.methods.language import Head, TokenLoss, cross_entropy, token_weights
 from lit_kd.methods.language_distill import Divergence, LanguageDistill, TeacherRows
 from lit_kd.methods.schedules import cosine
-from lit_kd.methods.sources import FixedData, Moment, SequenceSource, states_of_all
+from lit_kd.methods.sources import FixedData, Moment, SequenceSource
 from lit_kd.methods.span_term import SpanPairs, span_sum
 from lit_kd.methods.writing import StudentAndTeacher, token_rows
 from lit_kd.models.card import Paper
+from lit_kd.models.text import TextBatch
+from lit_kd.processes import gather_objects
 
 PAPERS = (
     Paper(
@@ -280,7 +282,7 @@ class MGSRDistill(LanguageDistill):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The state of each device's source."""
-        checkpoint["source"] = states_of_all(self.source)
+        checkpoint["source"] = gather_objects(self.source.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up that of this device."""

@@ -15,6 +15,7 @@ from lit_kd.language.squad_spans import SpanPrediction, predict_spans
 from lit_kd.losses import kd_loss
 from lit_kd.methods.encoder_fine_tuning import EncoderFineTune, entry
 from lit_kd.models.text import TextBatch, known_inputs
+from lit_kd.processes import gather_objects
 
 Split = Literal["train", "val", "test"]
 
@@ -153,13 +154,9 @@ class QuestionAnswering(EncoderFineTune):
             split: whose windows they are.
         """
         examples, features = self._questions(split)
-        every = [list(windows)]
-        if self.trainer.world_size > 1:
-            own, every = every[0], [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(every, own)
         logits = {
             index: (start, end)
-            for batch in chain.from_iterable(every)
+            for batch in chain.from_iterable(gather_objects(list(windows)))
             for index, start, end in zip(
                 batch["index"].tolist(), batch["start_logits"], batch["end_logits"], strict=True
             )

@@ -9,8 +9,9 @@ from lit_kd.language.accuracy import parsed
 from lit_kd.language.answers import grade
 from lit_kd.language.engines import Completion, Sampling
 from lit_kd.language.records import Records, Row
-from lit_kd.methods.language import LanguageModel, TextBatch
+from lit_kd.methods.language import LanguageModel
 from lit_kd.models.fingerprint import weights_fingerprint
+from lit_kd.models.text import TextBatch
 
 ROLLOUTS = Sampling(temperature=0.8, top_k=50, samples=4)  # as published
 

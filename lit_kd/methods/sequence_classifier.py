@@ -10,7 +10,7 @@ from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, Multi
 
 from lit_kd.language.glue import glue_task
 from lit_kd.losses import kd_loss
-from lit_kd.methods.encoder_fine_tuning import EncoderFineTune, entry, known_size
+from lit_kd.methods.encoder_fine_tuning import EncoderFineTune, entry
 from lit_kd.models.text import TextBatch, known_inputs
 
 
@@ -63,7 +63,7 @@ class SequenceClassifier(EncoderFineTune):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(network, teacher, temperature, distillation_weight, lr, optimizer, lr_scheduler)
-        check_labels("network", known_size(network, "num_labels"), num_labels)
+        check_labels("network", known_labels(network), num_labels)
         self.num_labels = num_labels
         labels: Sequence[str] = ()
         names: Sequence[str] = ("accuracy",) if num_labels > 1 else ("pearson", "spearman")
@@ -72,7 +72,7 @@ class SequenceClassifier(EncoderFineTune):
             check_labels(f"task {task!r}", glue_task(task).num_labels, num_labels)
         self.teacher_order: list[int] | None = None
         if teacher is not None:
-            check_labels("teacher", known_size(teacher, "num_labels"), num_labels)
+            check_labels("teacher", known_labels(teacher), num_labels)
             self.teacher_order = class_order(teacher, labels, teacher_labels)
             if labels and self.teacher_order is None:
                 raise ValueError(
@@ -170,6 +170,11 @@ def make_metric(name: str, num_labels: int) -> Metric:
     if name == "matthews":
         return MulticlassMatthewsCorrCoef(num_labels)
     return {"f1": BinaryF1Score, "pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}[name]()
+
+
+def known_labels(network: nn.Module) -> int | None:
+    """Number of labels in the network's Hugging Face config, if it has one."""
+    return getattr(getattr(network, "config", None), "num_labels", None)
 
 
 def check_labels(name: str, known: int | None, num_labels: int) -> None:

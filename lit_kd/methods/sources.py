@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch import distributed as dist
 
 from lit_kd.language.engines import Sampling
 from lit_kd.language.engines.sampling import request_seed, uniforms
@@ -215,15 +214,6 @@ class TeacherMixed(OnPolicy):
         if not 0 < share <= 1:
             raise ValueError(f"share={share} must lie in (0, 1]: it is what the mixture has of the teacher.")
         self.share = share
-
-
-def states_of_all(source: SequenceSource) -> list[dict[str, Any]]:
-    """The states of a source on all devices, which all call this."""
-    states: list[Any] = [source.state_dict()]
-    if dist.is_available() and dist.is_initialized():
-        states = [None] * dist.get_world_size()
-        dist.all_gather_object(states, source.state_dict())
-    return states
 
 
 def seed_of(*numbers: int) -> int:

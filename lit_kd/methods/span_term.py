@@ -13,9 +13,10 @@ from lit_kd.language.chunkers import Chunker, span_pairs
 from lit_kd.losses import chunked_loss, span_relations_of_rows
 from lit_kd.losses.spans import SpanNorm
 from lit_kd.methods.encoder_fine_tuning import entry
-from lit_kd.methods.language import Head, TextBatch
+from lit_kd.methods.language import Head
 from lit_kd.methods.language_distill import TeacherRows
 from lit_kd.models.causal import completion_labels
+from lit_kd.models.text import TextBatch
 
 
 class SpanPairs:

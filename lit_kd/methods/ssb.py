@@ -23,11 +23,12 @@ from lit_kd.language.records import Records, Row, read_records
 from lit_kd.language.teacher_files import write_logprobs
 from lit_kd.losses import generalized_jsd, topk_kl
 from lit_kd.methods.encoder_fine_tuning import entry
-from lit_kd.methods.language import Head, LanguageModel, TextBatch, TokenLoss, completion_inputs
+from lit_kd.methods.language import Head, LanguageModel, TokenLoss, completion_inputs
 from lit_kd.methods.language_distill import Divergence, LanguageDistill, TeacherRows
 from lit_kd.methods.rollouts import Rollouts, problems
 from lit_kd.models.card import Paper
 from lit_kd.models.fingerprint import weights_fingerprint
+from lit_kd.models.text import TextBatch
 
 PAPERS = (
     Paper(

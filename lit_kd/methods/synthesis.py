@@ -20,8 +20,9 @@ from lit_kd.language.engines import Completion, Sampling
 from lit_kd.language.records import Row, read_records
 from lit_kd.language.replies import Reply
 from lit_kd.language.tasks import Target, Task
-from lit_kd.methods.language import GREEDY, TextBatch
+from lit_kd.methods.language import GREEDY
 from lit_kd.methods.rollouts import Rollouts, problems
+from lit_kd.models.text import TextBatch
 
 # The teacher gave an answer, and it is another filter that keeps the row out.
 _USABLE = {None, "wrong answer", "too short", "too long"}

@@ -17,13 +17,13 @@ from lit_kd.language.engines import MixedEngine, TransformersEngine
 from lit_kd.language.engines.hugging_face import drawn
 from lit_kd.losses import cognitive_difference
 from lit_kd.methods.encoder_fine_tuning import entry
-from lit_kd.methods.language import Head, TextBatch
+from lit_kd.methods.language import Head
 from lit_kd.methods.language_distill import LanguageDistill, TeacherRows
 from lit_kd.methods.sources import WRITE, TokenRow, Writer, Writing, seed_of
 from lit_kd.models.causal import completion_labels, whole_network
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.teacher import FrozenTeacher
-from lit_kd.models.text import longest_sequence
+from lit_kd.models.text import TextBatch, longest_sequence
 
 
 class StudentAndTeacher(Writer):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_kd.files import pretrained_at
 from lit_kd.models.self_attention import attention_paths
 
-TextBatch = Mapping[str, Tensor]  # what the tokenizer returns, targets, and `index`
+TextBatch = Mapping[str, Any]  # what the tokenizer returns, targets, and `index`; of problems, prompts and golds
 _TARGETS = {"labels", "start_positions", "end_positions"}  # with them a network would compute a loss of its own
 _HEADS = {
     "sequence_classification": "AutoModelForSequenceClassification",

@@ -185,7 +185,7 @@ def test_nan_stops_with_the_indices_of_the_windows() -> None:
         ({"n_best": 0}, "n_best=0 must be at least 1"),
         ({"max_answer_length": 0}, "max_answer_length=0 must be at least 1"),
         ({"temperature": -1.0}, "temperature=-1.0 must be positive"),
-        ({"teacher": reader(vocab_size=50)}, "network has 40 tokens and the teacher 50"),
+        ({"teacher": reader(vocab_size=50)}, r"Network and teacher have different tokenizers \(40 and 50 tokens\)"),
     ],
 )
 def test_bad_arguments(settings: dict[str, Any], sentence: str) -> None:

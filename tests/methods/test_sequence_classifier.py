@@ -303,7 +303,10 @@ one = classifier()
         ({"task": "mnli"}, "task 'mnli' has 3 labels but num_labels=2"),
         ({"task": "sst3"}, "task='sst3' is no task of GLUE: take one of cola, sst2"),
         ({"teacher": classifier(3)}, "teacher has 3 labels but num_labels=2"),
-        ({"teacher": classifier(vocab_size=50)}, f"network has {VOCABULARY} tokens and the teacher 50"),
+        (
+            {"teacher": classifier(vocab_size=50)},
+            rf"Network and teacher have different tokenizers \({VOCABULARY} and 50 tokens\)",
+        ),
         ({"network": one, "teacher": one}, "network and teacher are one object"),
         (
             {"task": "sst2", "teacher": classifier(), "teacher_labels": ["positive", "neutral"]},
