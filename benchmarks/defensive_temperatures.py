@@ -91,7 +91,7 @@ def attack(args: argparse.Namespace, role: str, temperature: float) -> dict[str,
             undefended = network(args, args.out / "teacher_T1.ckpt")
         protocol = Protocol(steps=args.steps, survivors_only=False)
         report = RobustnessReport(
-            protocol, undefended, baseline=False, samples=args.samples, batch_size=args.batch_size
+            protocol, undefended, baseline=False, max_samples=args.samples, batch_size=args.batch_size
         )
         trainer = Trainer(
             accelerator="cpu", logger=False, callbacks=[report], default_root_dir=folder, enable_progress_bar=False

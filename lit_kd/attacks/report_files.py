@@ -19,7 +19,7 @@ def write_report(
     setting: Mapping[str, Any],
     reports: Mapping[str, Report],
     records: Records,
-    num_pictures: int,
+    num_images: int,
     errors: bool,
 ) -> None:
     """``robustness.json``, ``robustness.md`` and ``robustness.png``; the table is printed."""
@@ -44,7 +44,7 @@ def write_report(
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     top, bottom = halves
     _draw_curves(top.subplots(1, 2), reports)
-    _draw_images(bottom, records, num_pictures)
+    _draw_images(bottom, records, num_images)
     with replacing(folder / "robustness.png") as temporary:
         figure.savefig(temporary, dpi=120)
 
@@ -83,13 +83,13 @@ def _draw_curves(axes: Any, reports: Mapping[str, Report]) -> None:
             axis.legend(fontsize=7)
 
 
-def _draw_images(figure: Any, records: Records, num_pictures: int) -> None:
+def _draw_images(figure: Any, records: Records, num_images: int) -> None:
     """A row of clean images and one for each attack; the title says whether the network was fooled."""
     rows = [name.removesuffix("/image") for name in records if name.endswith("/image")]
     rows.sort(key=("clean", *GALLERY).index)
-    shown = records["clean/correct"][: len(records["clean/image"])].nonzero().flatten()[:num_pictures].tolist()
+    shown = records["clean/correct"][: len(records["clean/image"])].nonzero().flatten()[:num_images].tolist()
     for number, (name, axes) in enumerate(
-        zip(rows, figure.subplots(len(rows), num_pictures, squeeze=False), strict=True)
+        zip(rows, figure.subplots(len(rows), num_images, squeeze=False), strict=True)
     ):
         for axis in axes:
             axis.axis("off")

@@ -46,11 +46,11 @@ class RobustnessReport(Callback):
         undefended: a network trained as usual: source of transferred attacks, and baseline of the report.
         baseline: False: do not attack the undefended network itself.
         teacher: another source; None: the module's own ``teacher``, if it has one.
-        samples: how many of the test set, drawn by the protocol's seed; None: all. With ``limit_test_batches`` only
+        max_samples: how many of the test set, drawn by the protocol's seed; None: all. With ``limit_test_batches`` only
             those of them that come by.
         batch_size: images in one forward pass.
         library: attacks of torchattacks, as ``{class_path: torchattacks.PGD, init_args: {...}}``.
-        num_pictures: columns of the picture, which needs the extra ``plots`` and is left out without it.
+        num_images: columns of the picture, which needs the extra ``plots`` and is left out without it.
         errors: also give top-1 and top-5 errors under every attack and eps, as is usual for ImageNet.
 
     Raises:
@@ -64,19 +64,19 @@ class RobustnessReport(Callback):
         undefended: nn.Module | None = None,
         baseline: bool = True,
         teacher: nn.Module | None = None,
-        samples: int | None = 1000,
+        max_samples: int | None = 1000,
         batch_size: int = 128,
         library: list[dict[str, Any]] | None = None,
-        num_pictures: int = 8,
+        num_images: int = 8,
         errors: bool = False,
     ) -> None:
-        if samples is not None and samples < 1:
-            raise ValueError(f"samples={samples} must be at least 1, or None for the whole test set.")
+        if max_samples is not None and max_samples < 1:
+            raise ValueError(f"max_samples={max_samples} must be at least 1, or None for the whole test set.")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         self.protocol = protocol or Protocol()
         self.undefended, self.baseline, self.teacher = undefended, baseline, teacher
-        self.samples, self.batch_size, self.num_pictures = samples, batch_size, num_pictures
+        self.max_samples, self.batch_size, self.num_images = max_samples, batch_size, num_images
         self.errors = errors
         self.torch_attack_specs = library or []
         self.torch_attacks = [TorchAttack(**spec, seed=self.protocol.seed) for spec in self.torch_attack_specs]
@@ -102,9 +102,9 @@ class RobustnessReport(Callback):
         try:
             self._count = len((loaders[0] if isinstance(loaders, list) else loaders).dataset)
         except (AttributeError, TypeError):  # no dataset, or one without a length: the first samples that come
-            self._count = self.samples or 0
+            self._count = self.max_samples or 0
         order = torch.randperm(self._count, generator=torch.Generator().manual_seed(self.protocol.seed))
-        self._wanted = order[: self.samples].sort().values
+        self._wanted = order[: self.max_samples].sort().values
 
     def on_test_batch_end(
         self,
@@ -180,7 +180,7 @@ class RobustnessReport(Callback):
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
         }
         if trainer.is_global_zero:
-            write_report(where, setting, reports, shown, self.num_pictures, self.errors)
+            write_report(where, setting, reports, shown, self.num_images, self.errors)
         self._reported = True
         trainer.strategy.barrier()
         shutil.rmtree(folder, ignore_errors=True)  # by every rank, as they may have disks of their own

@@ -28,7 +28,7 @@ class VocabularyPanel(NetworkProbe):
         network: dotted path of the network in the module.
         num_words: rows.
         num_patches: columns.
-        max_images: images to search, of each rank; the picture is that of rank 0.
+        max_samples: images to search, of each rank; the picture is that of rank 0.
 
     Raises:
         ModuleNotFoundError: without the extra ``plots``.
@@ -41,18 +41,18 @@ class VocabularyPanel(NetworkProbe):
         network: str = "teacher",
         num_words: int = 8,
         num_patches: int = 8,
-        max_images: int = 256,
+        max_samples: int = 256,
     ) -> None:
         try:
             import matplotlib  # noqa: F401
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("VocabularyPanel draws with matplotlib: pip install 'lit-kd[plots]'.") from error
-        for name, value in (("num_words", num_words), ("num_patches", num_patches), ("max_images", max_images)):
+        for name, value in (("num_words", num_words), ("num_patches", num_patches), ("max_samples", max_samples)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
         super().__init__(network)
         self.levels = levels
-        self.num_words, self.num_patches, self.max_images = num_words, num_patches, max_images
+        self.num_words, self.num_patches, self.max_samples = num_words, num_patches, max_samples
         self._words: WordMaps | None = None
         self._images: list[Tensor] = []
 
@@ -69,7 +69,7 @@ class VocabularyPanel(NetworkProbe):
         """Keep some images."""
         batches = trainer.num_val_batches if stage == "val" else trainer.num_test_batches
         taken = sum(map(len, self._images))
-        self._images.append(even_share(image_and_label(batch)[0], batches[0], self.max_images, taken))
+        self._images.append(even_share(image_and_label(batch)[0], batches[0], self.max_samples, taken))
 
     # Picture
 

@@ -32,8 +32,8 @@ TEST_SETS = {
 class InstructionDataModule(CompletionDataModule):
     """Instructions with responses, such as databricks-dolly-15k, in the split of MiniLLM (arXiv:2306.08543).
 
-    The first `dev_num` rows of the training file are for validation, the rest to train on. Prompts are plain text in
-    Stanford Alpaca's template, or chats. Batches to train and validate on hold `input_ids` and `attention_mask` int64
+    The first `val_samples` rows of the training file are for validation, the rest to train on. Prompts are plain text
+    in Stanford Alpaca's template, or chats. Batches to train and validate on hold `input_ids`, `attention_mask` int64
     (B, T), `completion_mask` bool (B, T), True for the response with the token that ends it, and `index` int64 (B,) of
     the row. Rows whose prompt is longer than `max_prompt_length` are left out with a warning that counts them; a
     response is cut at `max_length` tokens of both, and then has no end.
@@ -54,7 +54,7 @@ class InstructionDataModule(CompletionDataModule):
         train: str = "databricks/databricks-dolly-15k",
         test: str = HELD_OUT,
         prompt: Literal["alpaca", "chat"] = "alpaca",
-        dev_num: int = 1000,
+        val_samples: int = 1000,
         max_prompt_length: int = 256,
         max_length: int = 512,
         answer_in_validation: int = 0,
@@ -71,7 +71,7 @@ class InstructionDataModule(CompletionDataModule):
             test: "held_out": the held-out rows; "dolly", "self_instruct", "vicuna", "s_ni" or "unnatural": the file
                 that MiniLLM's data have for it under `root`; or a .jsonl file.
             prompt: "alpaca": plain text; "chat": by the tokenizer's chat template.
-            dev_num: Rows to hold out; 0: no validation.
+            val_samples: Rows to hold out; 0: no validation.
             max_prompt_length: Tokens of a prompt at most, special ones included.
             max_length: Tokens of a training row at most, prompt and response together.
             answer_in_validation: Held-out prompts to answer in each validation.
@@ -86,13 +86,17 @@ class InstructionDataModule(CompletionDataModule):
         root = None if root is None else str(root)  # a plain string in the checkpoint: weights_only refuses paths
         super().__init__(tokenizer=tokenizer, max_length=max_length, **settings)
         if self.val_fraction:
-            raise ValueError(f"val_fraction={self.val_fraction} must stay 0: the first dev_num={dev_num} validate.")
+            raise ValueError(
+                f"val_fraction={self.val_fraction} must stay 0: the first val_samples={val_samples} validate."
+            )
         if prompt not in ("alpaca", "chat"):
             raise ValueError(f'prompt={prompt!r} must be "alpaca" or "chat".')
         if not 1 <= max_prompt_length < max_length:
             raise ValueError(f"max_prompt_length={max_prompt_length} must be from 1 to max_length={max_length} - 1.")
-        if dev_num < 0 or not 0 <= answer_in_validation <= dev_num:
-            raise ValueError(f"answer_in_validation={answer_in_validation} must be from 0 to dev_num={dev_num}.")
+        if val_samples < 0 or not 0 <= answer_in_validation <= val_samples:
+            raise ValueError(
+                f"answer_in_validation={answer_in_validation} must be from 0 to val_samples={val_samples}."
+            )
         if limit is not None and limit < 1:
             raise ValueError(f"limit={limit} must be at least 1: None takes every row.")
         if test in TEST_SETS and root is None:
@@ -101,26 +105,28 @@ class InstructionDataModule(CompletionDataModule):
             names = ", ".join((HELD_OUT, *TEST_SETS))
             raise ValueError(f"test={test!r} must be one of {names}, or a .jsonl file.")
         self.root, self.train, self.test = root, train, test
-        self.prompt, self.dev_num, self.max_prompt_length = prompt, dev_num, max_prompt_length
+        self.prompt, self.val_samples, self.max_prompt_length = prompt, val_samples, max_prompt_length
         self.answer_in_validation, self.limit = answer_in_validation, limit
 
     def load(self, split: Split) -> list[TextSet]:
         """Tokenise all training rows, or read those to test and predict."""
         if split == "train":
             return [self._chats(self.training_rows())]
-        rows = self.training_rows()[: self.dev_num] if self.test == HELD_OUT else self.rows_of(self.test)
+        rows = self.training_rows()[: self.val_samples] if self.test == HELD_OUT else self.rows_of(self.test)
         return [self._questions(rows[: self.limit])]
 
     def load_train(self) -> tuple[TextSet, TextSet]:
-        """The rows to train on, and the first `dev_num`."""
+        """The rows to train on, and the first `val_samples`."""
         rows = self.training_rows()
-        if len(rows) <= self.dev_num:
-            raise ValueError(f"dev_num={self.dev_num} holds out all {len(rows)} rows of {self.train}: lower it.")
+        if len(rows) <= self.val_samples:
+            raise ValueError(
+                f"val_samples={self.val_samples} holds out all {len(rows)} rows of {self.train}: lower it."
+            )
         whole = self._chats(rows)
-        rest = torch.zeros(len(rows) - self.dev_num, dtype=torch.int64)
+        rest = torch.zeros(len(rows) - self.val_samples, dtype=torch.int64)
         used, _ = choose_texts(rest, 0.0, self.train_fraction, self.train_samples, self.seed)
-        train, val = whole.only(self.dev_num + used), whole.only(torch.arange(self.dev_num))
-        if not len(train.index) or (self.dev_num and not len(val.index)):
+        train, val = whole.only(self.val_samples + used), whole.only(torch.arange(self.val_samples))
+        if not len(train.index) or (self.val_samples and not len(val.index)):
             raise ValueError(
                 f"No prompt of the training or of the held-out rows has at most "
                 f"max_prompt_length={self.max_prompt_length} tokens: raise it."
@@ -180,7 +186,7 @@ class InstructionDataModule(CompletionDataModule):
 
     def val_dataloader(self) -> list[ResumableLoader]:
         """The held-out rows to read, and some of them to answer."""
-        if not self.dev_num:
+        if not self.val_samples:
             return []
         loaders = [self._eval_loader(texts) for texts in self._sets("val")]
         if self.answer_in_validation:

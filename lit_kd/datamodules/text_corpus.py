@@ -26,7 +26,7 @@ class TextCorpusDataModule(TextDataModule):
     """Texts as BERT reads them: special tokens around `max_length` tokens of text, without targets.
 
     A document is a line of a plain text file, the entry `text_column` of a line of a `.jsonl` file, or of a row of
-    `datasets`; blank ones are left out. `packed`: documents follow each other with a separator between them and are cut
+    `datasets`; blank ones are left out. `packing`: documents follow each other, a separator between them, and are cut
     into rows of full length, so that nothing is padded; what is left at the end is a shorter row. Otherwise a row holds
     one document, and long ones are cut into several rows. No token is lost either way. Validation is rows held out by
     `val_fraction`, or nothing; test and prediction are all rows.
@@ -50,7 +50,7 @@ class TextCorpusDataModule(TextDataModule):
         dataset_config: str | None = None,
         text_column: str = "text",
         max_length: int = 512,
-        packed: bool = True,
+        packing: bool = True,
         streaming: bool = False,
         cache_dir: str | Path | None = None,
         **settings: Any,
@@ -64,7 +64,7 @@ class TextCorpusDataModule(TextDataModule):
             dataset_config: Its configuration.
             text_column: Where the text is in `.jsonl` files and in `datasets`.
             max_length: Tokens of a row, special ones included.
-            packed: Join documents to full rows.
+            packing: Join documents to full rows.
             streaming: Read while training.
             cache_dir: Folder for token ids, int32, by the contents of texts and tokenizer: once a node the texts are
                 tokenised, and read from there by all ranks and later runs. None: every rank tokenises in `setup`.
@@ -87,7 +87,7 @@ class TextCorpusDataModule(TextDataModule):
                 "val_fraction and cache_dir."
             )
         self.source_documents = Documents(tuple(files), dataset, dataset_config, text_column, streaming)
-        self.packed = packed
+        self.packing = packing
         self.streaming = streaming
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._stream: TextStream | None = None
@@ -112,7 +112,7 @@ class TextCorpusDataModule(TextDataModule):
             raise ValueError(self._no_text())
         tokenizer = self.tokenizer()
         padding, room = self.padding(tokenizer), self._room(tokenizer)
-        self._stream = TextStream(self.source_documents, tokenizer, padding, room, self.batch_size, self.packed)
+        self._stream = TextStream(self.source_documents, tokenizer, padding, room, self.batch_size, self.packing)
 
     def load(self, split: Split) -> list[TokenSet]:
         """All rows, for any split."""
@@ -126,7 +126,7 @@ class TextCorpusDataModule(TextDataModule):
         if not len(tokens.ids):
             raise ValueError(self._no_text())
         room = self._room(tokenizer)
-        bounds = tokens.packed(room) if self.packed else tokens.apart(room)
+        bounds = tokens.packed(room) if self.packing else tokens.apart(room)
         return TokenSet(TokenRows(tokens.ids, bounds, before=before, after=after), self.padding(tokenizer))
 
     def _tokens(self, tokenizer: PreTrainedTokenizerBase) -> DocumentTokens:

@@ -19,7 +19,7 @@ from lit_kd.models.text import TextBatch, check_tokenizers
 class EncoderFineTune(Distill, ABC):
     """Fine-tuning of a text encoder with a head, by labels alone or with a fine-tuned teacher beside them.
 
-    With a teacher the loss is ``(1 - distillation_weight) * task + distillation_weight * kd``.
+    With a teacher the loss is ``(1 - kd_weight) * task + kd_weight * kd``.
 
     Recipe (MiniLM, arXiv:2002.10957, appendix; BERT, arXiv:1810.04805): AdamW, weight decay 0.01 except on biases and
     layer norms, linear warm-up over a tenth of the steps, then linear decay to 0, by step. Gradient clipping is the
@@ -29,7 +29,7 @@ class EncoderFineTune(Distill, ABC):
         network: of Hugging Face with a head for the task.
         teacher: likewise, fine-tuned; frozen, and not saved again.
         temperature: of the distillation loss; with the weight below as in Hugging Face's DistilBERT example.
-        distillation_weight: in [0, 1].
+        kd_weight: of the distillation loss, in [0, 1]; the task has the rest.
         lr: peak rate of the default optimizer.
         optimizer: see :class:`Distill`.
         lr_scheduler: see :class:`Distill`.
@@ -46,7 +46,7 @@ class EncoderFineTune(Distill, ABC):
         network: nn.Module,
         teacher: nn.Module | None = None,
         temperature: float = 2.0,
-        distillation_weight: float = 0.5,
+        kd_weight: float = 0.5,
         lr: float = 2e-5,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -55,20 +55,20 @@ class EncoderFineTune(Distill, ABC):
         for name, value in (("temperature", temperature), ("lr", lr)):
             if value <= 0:
                 raise ValueError(f"{name}={value} must be positive.")
-        if not 0 <= distillation_weight <= 1:
-            raise ValueError(f"distillation_weight={distillation_weight} must lie in [0, 1].")
+        if not 0 <= kd_weight <= 1:
+            raise ValueError(f"kd_weight={kd_weight} must lie in [0, 1].")
         if teacher is network:
             raise ValueError("network and teacher are one object, and the teacher is frozen: build two.")
         if teacher is not None:
             check_tokenizers(network=network, teacher=teacher)
         self.network = network
         self.teacher = None if teacher is None else FrozenTeacher(teacher)
-        self.temperature, self.distillation_weight = temperature, distillation_weight
+        self.temperature, self.kd_weight = temperature, kd_weight
         self.lr = lr
 
     def weighted(self, task: dict[str, Tensor], distillation: Tensor) -> dict[str, Tensor]:
         """Terms of the loss with a teacher."""
-        weight = self.distillation_weight
+        weight = self.kd_weight
         return {**{name: (1 - weight) * value for name, value in task.items()}, "kd": weight * distillation}
 
     # Recipe

@@ -39,7 +39,7 @@ class QuestionAnswering(EncoderFineTune):
             ``text_encoder(path, head="question_answering")``.
         teacher: see :class:`EncoderFineTune`. The data module must then have ``features["train"]``.
         temperature: see :class:`EncoderFineTune`.
-        distillation_weight: likewise.
+        kd_weight: likewise.
         n_best: see :func:`predict_spans`.
         max_answer_length: likewise, tokens.
         null_threshold: likewise; infinity for SQuAD 1.1, where every question has an answer.
@@ -57,7 +57,7 @@ class QuestionAnswering(EncoderFineTune):
         network: nn.Module,
         teacher: nn.Module | None = None,
         temperature: float = 2.0,
-        distillation_weight: float = 0.5,
+        kd_weight: float = 0.5,
         n_best: int = 20,
         max_answer_length: int = 30,
         null_threshold: float = 0.0,
@@ -65,7 +65,7 @@ class QuestionAnswering(EncoderFineTune):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__(network, teacher, temperature, distillation_weight, lr, optimizer, lr_scheduler)
+        super().__init__(network, teacher, temperature, kd_weight, lr, optimizer, lr_scheduler)
         self.reading: dict[str, Any] = {
             "n_best": n_best,
             "max_answer_length": max_answer_length,

@@ -39,7 +39,7 @@ class SequenceClassifier(EncoderFineTune):
         teacher: see :class:`EncoderFineTune`.
         teacher_labels: the task's classes in the order of the teacher's logits, where its config does not name them.
         temperature: see :class:`EncoderFineTune`.
-        distillation_weight: likewise.
+        kd_weight: likewise.
         lr: likewise.
         optimizer: see :class:`lit_kd.methods.Distill`.
         lr_scheduler: likewise.
@@ -57,12 +57,12 @@ class SequenceClassifier(EncoderFineTune):
         teacher: nn.Module | None = None,
         teacher_labels: list[str] | None = None,
         temperature: float = 2.0,
-        distillation_weight: float = 0.5,
+        kd_weight: float = 0.5,
         lr: float = 2e-5,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__(network, teacher, temperature, distillation_weight, lr, optimizer, lr_scheduler)
+        super().__init__(network, teacher, temperature, kd_weight, lr, optimizer, lr_scheduler)
         check_labels("network", known_labels(network), num_labels)
         self.num_labels = num_labels
         labels: Sequence[str] = ()

@@ -26,8 +26,8 @@ class FitNet(Objective):
     The regressor is a convolution that brings the student's map to the teacher's size, batch norm and ReLU.
     """
 
-    def __init__(self, weight: float = 100.0, **kwargs: Any) -> None:
-        super().__init__(weight, **kwargs)
+    def __init__(self, weight: float = 100.0, **settings: Any) -> None:
+        super().__init__(weight, **settings)
 
     def default_paths(self, network: nn.Module) -> list[str]:
         """The second stage."""
@@ -65,8 +65,8 @@ def hint_regressor(student: Tensor, teacher: Tensor) -> nn.Sequential:
 class AttentionTransfer(Objective):
     """Attention transfer (arXiv:1612.03928) over all stages."""
 
-    def __init__(self, weight: float = 1000.0, **kwargs: Any) -> None:
-        super().__init__(weight, **kwargs)
+    def __init__(self, weight: float = 1000.0, **settings: Any) -> None:
+        super().__init__(weight, **settings)
 
     def default_paths(self, network: nn.Module) -> list[str]:
         """All stages."""
@@ -80,8 +80,8 @@ class AttentionTransfer(Objective):
 class SimilarityPreserving(Objective):
     """Similarity-preserving distillation (arXiv:1907.09682) of the last stage."""
 
-    def __init__(self, weight: float = 3000.0, **kwargs: Any) -> None:
-        super().__init__(weight, **kwargs)
+    def __init__(self, weight: float = 3000.0, **settings: Any) -> None:
+        super().__init__(weight, **settings)
 
     def default_paths(self, network: nn.Module) -> list[str]:
         """The last stage."""
@@ -95,8 +95,8 @@ class SimilarityPreserving(Objective):
 class VID(Objective):
     """Variational information distillation (arXiv:1904.05835) over all stages."""
 
-    def __init__(self, weight: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(weight, **kwargs)
+    def __init__(self, weight: float = 1.0, **settings: Any) -> None:
+        super().__init__(weight, **settings)
 
     def default_paths(self, network: nn.Module) -> list[str]:
         """All stages."""
@@ -124,8 +124,8 @@ class EmbeddingObjective(Objective):
 class CorrelationCongruence(EmbeddingObjective):
     """Correlation congruence (arXiv:1904.01802) between linear embeddings of both networks, both learned."""
 
-    def __init__(self, weight: float = 0.02, feature_dim: int = 128, **kwargs: Any) -> None:
-        super().__init__(weight, **kwargs)
+    def __init__(self, weight: float = 0.02, feature_dim: int = 128, **settings: Any) -> None:
+        super().__init__(weight, **settings)
         self.feature_dim = feature_dim
 
     def build(self, student: list[Tensor], teacher: list[Tensor]) -> None:
@@ -143,9 +143,9 @@ class RKD(EmbeddingObjective):
     """Relational KD (arXiv:1904.05068): distances and angles of the embeddings."""
 
     def __init__(
-        self, weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0, **kwargs: Any
+        self, weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0, **settings: Any
     ) -> None:
-        super().__init__(weight, **kwargs)
+        super().__init__(weight, **settings)
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
     def term(self, step: DistillStep) -> Tensor:
@@ -156,8 +156,8 @@ class RKD(EmbeddingObjective):
 class PKT(EmbeddingObjective):
     """Probabilistic knowledge transfer (arXiv:1803.10837) of the embeddings."""
 
-    def __init__(self, weight: float = 30000.0, **kwargs: Any) -> None:
-        super().__init__(weight, **kwargs)
+    def __init__(self, weight: float = 30000.0, **settings: Any) -> None:
+        super().__init__(weight, **settings)
 
     def term(self, step: DistillStep) -> Tensor:
         """Scalar."""
@@ -174,7 +174,7 @@ class CRD(EmbeddingObjective):
         nce_temperature: of the scores.
         momentum: of the bank's rows.
         negatives: ``class``: samples of other classes; ``instance``: any other sample, labels are not needed.
-        kwargs: see :class:`Objective`; CRD+KD is ``kd_weight=1``.
+        settings: see :class:`Objective`; CRD+KD is ``kd_weight=1``.
     """
 
     needs_samples = True
@@ -187,10 +187,10 @@ class CRD(EmbeddingObjective):
         nce_temperature: float = 0.07,
         momentum: float = 0.5,
         negatives: str = "class",
-        **kwargs: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(weight, **kwargs)
-        self.settings: dict[str, Any] = {
+        super().__init__(weight, **settings)
+        self.contrast_settings: dict[str, Any] = {
             "feature_dim": feature_dim,
             "num_negatives": num_negatives,
             "temperature": nce_temperature,
@@ -200,7 +200,7 @@ class CRD(EmbeddingObjective):
 
     def build(self, student: list[Tensor], teacher: list[Tensor]) -> None:
         """The two embeddings; the bank follows with the samples."""
-        self.contrast = CRDLoss(student[0].shape[1], teacher[0].shape[1], **self.settings)
+        self.contrast = CRDLoss(student[0].shape[1], teacher[0].shape[1], **self.contrast_settings)
 
     def set_samples(self, index: Tensor, label: Tensor) -> None:
         """Size the bank by the training set."""
@@ -215,9 +215,9 @@ class ReviewKD(Objective):
     """Knowledge review (arXiv:2104.09044): the student's maps, fused deep to shallow, meet the teacher's."""
 
     def __init__(
-        self, weight: float = 1.0, warmup_epochs: int = 20, max_mid_channels: int = 512, **kwargs: Any
+        self, weight: float = 1.0, warmup_epochs: int = 20, max_mid_channels: int = 512, **settings: Any
     ) -> None:
-        super().__init__(weight, warmup_epochs=warmup_epochs, **kwargs)
+        super().__init__(weight, warmup_epochs=warmup_epochs, **settings)
         self.max_mid_channels = max_mid_channels
 
     def student_paths(self, network: nn.Module) -> list[str]:

@@ -572,7 +572,7 @@ def test_the_probes_read_obow_by_themselves(tmp_path: Path) -> None:
     module = obow_toy.module(obow_toy.network(norm=True))
     before = obow_toy.state(module)
     probes = [OnlineLinearProbe("student", "2"), OnlineLinearProbe("teacher", "2"), KNNProbe("teacher", "2")]
-    callbacks = [*probes, CollapseMonitor("student", "2"), VocabularyPanel(num_words=2, max_images=8)]
+    callbacks = [*probes, CollapseMonitor("student", "2"), VocabularyPanel(num_words=2, max_samples=8)]
     trainer = fit(module, obow_toy.CropImages(batch_size=8, val_fraction=0.25), callbacks=callbacks,
                   max_epochs=2, num_sanity_val_steps=1, default_root_dir=tmp_path)  # fmt: skip
     alone = obow_toy.module(obow_toy.network(norm=True))
@@ -586,7 +586,7 @@ def test_the_probes_read_obow_by_themselves(tmp_path: Path) -> None:
 
 def test_panel_of_a_fit_a_test_and_of_two_levels(tmp_path: Path) -> None:
     module = with_words(classifier())
-    panel = VocabularyPanel({"0": "words", "1": "words"}, "network", num_words=3, num_patches=4, max_images=9)
+    panel = VocabularyPanel({"0": "words", "1": "words"}, "network", num_words=3, num_patches=4, max_samples=9)
     fit(module, ToyImages(**DATA), callbacks=[panel], default_root_dir=tmp_path)
     for level in ("0", "1"):
         width, height = Image.open(tmp_path / f"vocabulary_{level}.png").size

@@ -131,7 +131,7 @@ class Pairs(LightningDataModule):
 
 
 def test_pairs_and_a_choice_of_samples(tmp_path: Path) -> None:
-    report_of(Classifier(toy_network(), 3), tmp_path, Pairs(), samples=7, num_pictures=3)
+    report_of(Classifier(toy_network(), 3), tmp_path, Pairs(), max_samples=7, num_images=3)
     assert read(tmp_path)["networks"]["module"]["samples"] == 7
 
 
@@ -144,12 +144,11 @@ def test_samples_are_drawn_over_the_whole_set_by_seed(tmp_path: Path, monkeypatc
 
     robustness_chunk = robustness.evaluate_chunk
     monkeypatch.setattr(robustness, "evaluate_chunk", note)
-    cheap = {"samples": 8, "protocol": Protocol(attacks=("pgd_margin",), steps=1, eps_grid=())}
+    cheap = {"max_samples": 8, "protocol": Protocol(attacks=("pgd_margin",), steps=1, eps_grid=())}
     for _ in range(2):
         report_of(Classifier(toy_network(), 3), tmp_path, **cheap)
-    report_of(
-        Classifier(toy_network(), 3), tmp_path, samples=8, protocol=Protocol(attacks=("pgd_margin",), seed=1, steps=1)
-    )
+    cheap["protocol"] = Protocol(attacks=("pgd_margin",), seed=1, steps=1)
+    report_of(Classifier(toy_network(), 3), tmp_path, **cheap)
     assert chosen[0] == chosen[1] != chosen[2] and max(chosen[0]) > 8
 
 
@@ -172,7 +171,7 @@ def test_without_matplotlib_there_is_no_picture(tmp_path: Path, monkeypatch: pyt
     [
         ({}, Pairs(size=0), "the test set is empty"),
         ({}, Pairs(scale=255.0), r"needs pixels in \[0, 1\]"),
-        ({"samples": 0}, None, "samples=0 must be at least 1"),
+        ({"max_samples": 0}, None, "max_samples=0 must be at least 1"),
         ({"batch_size": 0}, None, "batch_size=0 must be at least 1"),
         ({"protocol": Protocol(eps=8.0, attacks=("pgd_margin",))}, None, r"eps=8.0 must lie in \[0, 1\]"),
     ],

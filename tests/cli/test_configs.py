@@ -83,7 +83,7 @@ def tiny_run(path: Path, folder: Path) -> list[str]:
                 "attacks", ["noise", "fgsm_naive", "pgd_naive", "pgd_T", "pgd_margin", "apgd_dlr", "cw"]
             )
             protocol.update(attacks=names, steps=1, cw={"steps": 1, "search_steps": 1})
-            settings["samples"] = 4
+            settings["max_samples"] = 4
     for role, network in networks.items():
         if network is not None:
             tiny_network(network, f"{role}.pt", num_classes)

@@ -49,7 +49,7 @@ def tiny(name: str, path: str = "", **data: Any) -> list[str]:
         own.update({key: 6 for key in ("samples", "test_samples") if key in own})
         own.update({"val_fraction": 0.4} if "val_fraction" in own else {})
     else:
-        own.update({"dev_num": 4, "answer_in_validation": min(2, own.get("answer_in_validation", 0))})
+        own.update({"val_samples": 4, "answer_in_validation": min(2, own.get("answer_in_validation", 0))})
     own.update({"batch_size": 2} if "batch_size" in own else {}, **data)
     file = Path(f"{name}.yaml")
     file.write_text(yaml.safe_dump(config))

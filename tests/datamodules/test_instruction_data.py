@@ -41,7 +41,7 @@ def write(file: Path, rows: list[dict[str, Any]]) -> str:
 
 def module(path: str, folder: Path, count: int = 12, **settings: Any) -> InstructionDataModule:
     file = write(folder / "raw.jsonl", [dolly(i) for i in range(count)])
-    return InstructionDataModule(**{"tokenizer": path, "train": file, "dev_num": 4, "batch_size": 2, **settings})
+    return InstructionDataModule(**{"tokenizer": path, "train": file, "val_samples": 4, "batch_size": 2, **settings})
 
 
 def ready(data: Any, *stages: str) -> Any:
@@ -164,7 +164,7 @@ def test_subsets_leave_the_held_out_rows_alone(path: str, tmp_path: Path) -> Non
     few = ready(module(path, tmp_path, train_samples=3))
     assert len(set(indices(few.train_dataloader()))) == 3 and min(indices(few.train_dataloader())) >= 4
     assert sorted(indices(few.val_dataloader()[0])) == [0, 1, 2, 3]
-    assert ready(module(path, tmp_path, dev_num=0)).val_dataloader() == []
+    assert ready(module(path, tmp_path, val_samples=0)).val_dataloader() == []
 
 
 def test_the_hub_has_dolly(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_the_hub_has_dolly(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return [dolly(i) for i in range(6)]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    data = ready(InstructionDataModule(tokenizer=path, dev_num=2, batch_size=1))
+    data = ready(InstructionDataModule(tokenizer=path, val_samples=2, batch_size=1))
     assert asked == [("databricks/databricks-dolly-15k", "train")]
     assert sorted(indices(data.train_dataloader())) == [2, 3, 4, 5]
 
@@ -188,7 +188,7 @@ def test_ids_above_65535_survive(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", unk_token="<unk>").save_pretrained(tmp_path)
     rows = [{"instruction": "w65535 w69999", "input": "w65536", "output": "w65535 w65534 w69998"}] * 2
     file = write(tmp_path / "raw.jsonl", rows)
-    data = ready(InstructionDataModule(tokenizer=str(tmp_path), train=file, dev_num=0, batch_size=2))
+    data = ready(InstructionDataModule(tokenizer=str(tmp_path), train=file, val_samples=0, batch_size=2))
     (batch,) = data.train_dataloader()
     for ids, completion in zip(batch["input_ids"], batch["completion_mask"], strict=True):
         assert ids[completion].tolist() == [65535, 65534, 69998, 0]
@@ -207,15 +207,15 @@ def test_fits_from_a_loader_of_the_trainer(path: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"val_fraction": 0.1}, "val_fraction=0.1 must stay 0: the first dev_num=4 validate"),
+        ({"val_fraction": 0.1}, "val_fraction=0.1 must stay 0: the first val_samples=4 validate"),
         ({"prompt": "vicuna"}, 'prompt=\'vicuna\' must be "alpaca" or "chat"'),
         ({"max_prompt_length": 512}, "max_prompt_length=512 must be from 1 to max_length=512 - 1"),
-        ({"answer_in_validation": 5}, "answer_in_validation=5 must be from 0 to dev_num=4"),
-        ({"dev_num": -1}, "answer_in_validation=0 must be from 0 to dev_num=-1"),
+        ({"answer_in_validation": 5}, "answer_in_validation=5 must be from 0 to val_samples=4"),
+        ({"val_samples": -1}, "answer_in_validation=0 must be from 0 to val_samples=-1"),
         ({"limit": 0}, "limit=0 must be at least 1: None takes every row"),
         ({"test": "vicuna"}, "test='vicuna' is the file vicuna/valid.jsonl of MiniLLM's data: give root, or a file"),
         ({"test": "koala"}, "test='koala' must be one of held_out, dolly, .*, or a .jsonl file"),
-        ({"dev_num": 12}, "dev_num=12 holds out all 12 rows of .*raw.jsonl: lower it"),
+        ({"val_samples": 12}, "val_samples=12 holds out all 12 rows of .*raw.jsonl: lower it"),
         ({"max_prompt_length": 9}, "No prompt of the training or of the held-out rows has at most max_prompt_length=9"),
     ],
 )
@@ -237,7 +237,7 @@ def test_bad_arguments_say_so(settings: dict[str, Any], sentence: str, path: str
 def test_bad_rows_say_where(row: dict[str, Any], sentence: str, path: str, tmp_path: Path) -> None:
     file = write(tmp_path / "raw.jsonl", [dolly(0), row])
     with pytest.raises(ValueError, match=f"raw.jsonl, line 2, is no instruction: .*{sentence}"):
-        ready(InstructionDataModule(tokenizer=path, train=file, dev_num=1))
+        ready(InstructionDataModule(tokenizer=path, train=file, val_samples=1))
 
 
 def test_missing_files(path: str, tmp_path: Path) -> None:

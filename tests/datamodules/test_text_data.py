@@ -283,9 +283,9 @@ def test_command_line(path: str) -> None:
     parser = ArgumentParser()
     parser.add_subclass_arguments(TextDataModule, "data")
     squad_words = ["--data=SQuADDataModule", "--data.version=1.1", "--data.stride=16", "--data.val_fraction=0.1"]
-    corpus_words = ["--data=TextCorpusDataModule", "--data.files=[a.txt,b.txt]", "--data.packed=false"]
+    corpus_words = ["--data=TextCorpusDataModule", "--data.files=[a.txt,b.txt]", "--data.packing=false"]
     glue_words = ["--data=GLUEDataModule", "--data.task=rte", "--data.root=glue"]
-    known = {"version": "1.1", "val_fraction": 0.1, "packed": False, "task": "rte"}
+    known = {"version": "1.1", "val_fraction": 0.1, "packing": False, "task": "rte"}
     for given in (squad_words, corpus_words, glue_words):
         config = parser.parse_args([*given, f"--data.tokenizer={path}", "--data.batch_size=7", "--data.seed=3"])
         data = parser.instantiate_classes(config).data
@@ -391,7 +391,7 @@ def test_packed_rows_lose_nothing(path: str, tmp_path: Path) -> None:
 def test_padded_rows_hold_one_document_or_a_part(path: str, tmp_path: Path) -> None:
     texts = words(11)
     file = corpus(tmp_path, texts)
-    data = ready(TextCorpusDataModule(tokenizer=path, files=file, max_length=8, packed=False, val_fraction=0.2))
+    data = ready(TextCorpusDataModule(tokenizer=path, files=file, max_length=8, packing=False, val_fraction=0.2))
     (whole,), (val,) = data.sets["train"], data.sets["val"]
     own = AutoTokenizer.from_pretrained(path)
     parts = [own.decode(whole.rows.row(i)[0], skip_special_tokens=True).removeprefix("##") for i in range(len(whole))]
@@ -426,7 +426,7 @@ def test_tokens_are_kept_by_the_contents_of_texts_and_tokenizer(
     with monkeypatch.context() as patch:
         patch.setattr(text_corpus, "tokenise", lambda *_: pytest.fail("tokenised again"))
         samples = everything(ready(data, "test").test_dataloader()[0])
-        ready(TextCorpusDataModule(tokenizer=path, **{**settings, "max_length": 30, "packed": False}))
+        ready(TextCorpusDataModule(tokenizer=path, **{**settings, "max_length": 30, "packing": False}))
     assert all(torch.equal(samples[i]["input_ids"], expected[i]["input_ids"]) for i in expected)
     corpus(tmp_path, words(31))
     ready(TextCorpusDataModule(tokenizer=path, **settings))
@@ -488,7 +488,10 @@ def texts(path: str, files: str | None = None, **settings: Any) -> TextCorpusDat
         (lambda f, t: texts(t, column(f), text_column="body").setup("fit"), "no text in column 'body', only text"),
         (lambda f, t: texts(t, column(f), max_length=2).setup("fit"), "max_length=2 leaves no token beside 2 special"),
         (lambda f, t: texts(t, "x", streaming=True, val_fraction=0.1), "streaming=True neither counts the texts"),
-        (lambda f, t: texts(t, "x", streaming=True, cache_dir=f), "streaming=True neither counts the texts nor keeps"),
+        (
+            lambda f, t: texts(t, "x", streaming=True, cache_dir=f),
+            "streaming=True neither counts the texts nor keeps",
+        ),
         (
             lambda f, t: texts(t, column(f), streaming=True).setup("test"),
             "streaming=True is for training, not",

@@ -117,7 +117,7 @@ def attack(devices: int) -> dict[str, Any]:
     attacks = ("noise", "fgsm_naive", "pgd_naive", "pgd_margin", "apgd_dlr", "transfer", "cw")
     protocol = Protocol(attacks=attacks, steps=3, eps_grid=(1.0,), cw={"steps": 10, "search_steps": 2})
     torch.manual_seed(1)
-    report = RobustnessReport(protocol, TinyNetwork(4), samples=45, batch_size=10, num_pictures=2)
+    report = RobustnessReport(protocol, TinyNetwork(4), max_samples=45, batch_size=10, num_images=2)
     with tempfile.TemporaryDirectory() as folder:  # each rank has its own, as without a shared disk
         trainer = Trainer(
             **QUIET,

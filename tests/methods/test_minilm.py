@@ -286,7 +286,7 @@ def test_a_real_teacher(tmp_path: Path) -> None:
     texts = [" ".join(words[i] for i in row) for row in drawn]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
     data = TextCorpusDataModule(
-        tokenizer=path, files=str(tmp_path / "texts.txt"), max_length=32, batch_size=8, val_fraction=0.2, packed=False
+        tokenizer=path, files=str(tmp_path / "texts.txt"), max_length=32, batch_size=8, val_fraction=0.2, packing=False
     )
     config = {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768}
     student = text_encoder(path, init="random", config=config)

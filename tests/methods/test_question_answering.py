@@ -47,7 +47,7 @@ def test_learns_from_a_teacher_where_every_question_has_an_answer() -> None:
     teacher = reader()
     fit(QuestionAnswering(teacher, lr=2e-2), data, max_epochs=10)
     before = weights(teacher)
-    student = QuestionAnswering(reader(1), teacher, distillation_weight=1.0, null_threshold=math.inf, lr=2e-2)
+    student = QuestionAnswering(reader(1), teacher, kd_weight=1.0, null_threshold=math.inf, lr=2e-2)
     found = fit(student, data, max_epochs=10).callback_metrics
     assert found["val/f1"] > 90 and found["train/ce"] == 0 and "val/NoAns_f1" not in found
     torch.testing.assert_close(weights(teacher), before, rtol=0, atol=0)
@@ -111,7 +111,7 @@ def test_positions_beyond_the_tokens_are_left_out() -> None:
 
 def test_loss_of_a_batch() -> None:
     data, teacher, student = TinySQuAD(), reader(5).eval(), reader(1).eval()
-    module = QuestionAnswering(student, teacher, temperature=3.0, distillation_weight=0.3)
+    module = QuestionAnswering(student, teacher, temperature=3.0, kd_weight=0.3)
     module.trainer = quiet_trainer()
     module.trainer.datamodule = data  # type: ignore[attr-defined]
     module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]

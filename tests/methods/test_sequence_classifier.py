@@ -61,7 +61,7 @@ def test_learns_from_a_teacher_alone() -> None:
     fit(SequenceClassifier(teacher, 2, "sst2", lr=1e-2), data, max_epochs=8)
     assert teacher.config.label2id == {"negative": 0, "positive": 1}
     before = weights(teacher)
-    student = SequenceClassifier(classifier(seed=1), 2, "sst2", teacher, distillation_weight=1.0, lr=1e-2)
+    student = SequenceClassifier(classifier(seed=1), 2, "sst2", teacher, kd_weight=1.0, lr=1e-2)
     found = fit(student, data, max_epochs=8).callback_metrics
     assert found["val/accuracy"] > 0.95 and found["train/ce"] == 0
     assert dict.fromkeys(before, True) == {key: torch.equal(before[key], weights(teacher)[key]) for key in before}
@@ -155,7 +155,7 @@ def test_loss_of_a_batch(task: str) -> None:
     teacher = named(classifier(data.num_labels, seed=5), MNLI[::-1] if task == "mnli" else ["score"])
     student = classifier(data.num_labels, seed=1).eval()
     module = SequenceClassifier(
-        student, data.num_labels, task, teacher, temperature=3.0, distillation_weight=0.3, optimizer=adamw
+        student, data.num_labels, task, teacher, temperature=3.0, kd_weight=0.3, optimizer=adamw
     )
     batch = next(iter(data.train_dataloader()))
     module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
@@ -314,7 +314,7 @@ one = classifier()
         ),
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
         ({"lr": -1.0}, "lr=-1.0 must be positive"),
-        ({"distillation_weight": 1.5}, r"distillation_weight=1.5 must lie in \[0, 1\]"),
+        ({"kd_weight": 1.5}, r"kd_weight=1.5 must lie in \[0, 1\]"),
     ],
 )
 def test_bad_arguments(settings: dict[str, Any], sentence: str) -> None:
