@@ -1,10 +1,14 @@
 import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +62,35 @@ def test_public_names_are_lazy_and_all_there() -> None:
     assert all(getattr(lit_kd, name) is not None for name in lit_kd.__all__)
     with pytest.raises(AttributeError, match="no attribute 'MCMIDistil'"):
         lit_kd.MCMIDistil  # noqa: B018
+
+
+PACKAGES = ["attacks", "callbacks", "datamodules", "language.engines", "losses", "methods", "models", "objectives"]
+PUBLIC = {
+    f"{module}.{name}": getattr(importlib.import_module(module), name)
+    for module in ("lit_kd", *(f"lit_kd.{part}" for part in PACKAGES))
+    for name in importlib.import_module(module).__all__
+}
+
+
+def docstring(owner: Any) -> str:
+    return f"{inspect.getdoc(owner)}\n{inspect.getdoc(owner.__init__) if inspect.isclass(owner) else ''}"
+
+
+def described(owner: Any) -> set[str]:
+    """Names at the start of a line before a colon, or in double backticks, of a docstring and of those it sends to."""
+    text = docstring(owner)
+    for target in re.findall(r"see :\w+:`([\w.]+)`", text):
+        text += docstring(pydoc.locate(target) or vars(inspect.getmodule(owner)).get(target))
+    return set(re.findall(r"^ *\**(\w+):", text, re.MULTILINE)) | set(re.findall(r"``(\w+)``", text))
+
+
+def test_every_argument_of_a_public_name_is_described() -> None:
+    gaps = {}
+    for name, owner in PUBLIC.items():
+        if callable(owner):
+            arguments = inspect.signature(owner).parameters.values()
+            gaps[name] = {one.name for one in arguments if one.kind != one.VAR_KEYWORD} - described(owner)
+    assert len(gaps) > 150 and not {name: missing for name, missing in gaps.items() if missing}
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,9 @@ def attack_mode(model: nn.Module) -> Iterator[None]:
 
     Eval mode, gradients on (even under ``no_grad`` or in Lightning's test loop, which runs in inference mode),
     parameters frozen, autocast off.
+
+    Args:
+        model: the network.
     """
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     device = next((tensor.device.type for tensor in chain(model.parameters(), model.buffers())), "cpu")

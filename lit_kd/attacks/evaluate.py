@@ -103,7 +103,11 @@ def _to_8_bits(image: Tensor) -> Tensor:
 
 
 def join_records(parts: Iterable[Records]) -> Records:
-    """Chunks as one, sorted by ``index``; pictures of the first chunk only."""
+    """Chunks as one, sorted by ``index``; pictures of the first chunk only.
+
+    Args:
+        parts: what :func:`evaluate_chunk` gave.
+    """
     chunks = sorted(parts, key=lambda part: int(part["index"].min()))
     names = [name for name in chunks[0] if not name.endswith("/image")]
     joined = {name: torch.cat([chunk[name] for chunk in chunks]) for name in names}

@@ -27,6 +27,12 @@ def summarize(records: Records, suite: Suite, protocol: Protocol, num_classes: i
     The headline is the accuracy under the worst of all attacks that kept to the ball, sample by sample. It is None
     unless an adaptive attack or AutoAttack is among them.
 
+    Args:
+        records: of all samples, from :func:`lit_kd.attacks.join_records`.
+        suite: the attacks that were run.
+        protocol: theirs.
+        num_classes: number of logits.
+
     Raises:
         ValueError: no sample.
     """

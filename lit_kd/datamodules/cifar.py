@@ -86,5 +86,10 @@ class CIFAR100DataModule(CIFAR10DataModule):
     std = (0.2673, 0.2564, 0.2762)
 
     def __init__(self, *, root: str | Path = "data/cifar100", **settings: Any) -> None:
-        """Take the arguments of `CIFAR10DataModule`."""
+        """Take the arguments of `CIFAR10DataModule`.
+
+        Args:
+            root: Folder as there, of CIFAR-100.
+            settings: See `CIFAR10DataModule`.
+        """
         super().__init__(root=root, **settings)

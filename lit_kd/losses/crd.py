@@ -19,14 +19,18 @@ Negatives = Literal["class", "instance"]
 EPS = 1e-7  # in the denominators of the published code: adds n * EPS to a side's loss
 
 
-def bank_bytes(n: int, dim: int) -> int:
-    """Bytes of the two float32 banks of a set of n samples.
+def bank_bytes(samples: int, feature_dim: int) -> int:
+    """Bytes of the two float32 banks of a training set.
+
+    Args:
+        samples: of the set.
+        feature_dim: of the embeddings.
 
     Example:
         >>> bank_bytes(50_000, 128)
         51200000
     """
-    return 2 * 4 * n * dim
+    return 2 * 4 * samples * feature_dim
 
 
 class ContrastMemory(nn.Module):

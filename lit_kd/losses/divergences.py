@@ -214,9 +214,9 @@ def adaptive_kl(
     .. math:: \frac{g_h}{g_h + g_t} KL(p \| q) + \frac{g_t}{g_h + g_t} KL(q \| p), \quad g = \sum_v |p_v - q_v|
 
     over the head and over the tail; no gradient through the weights, which are one half each where p = q. The head of
-    "official" is what has a cumulative p of at most mu in descending order, and always the first token; the tail of
-    "dskd" (Zhang et al., arXiv:2406.17328) is what has one of at most mu in ascending order: the token that crosses mu
-    is tail there and head here.
+    the ``variant`` "official" is what has a cumulative p of at most mu in descending order, and always the first token;
+    the tail of "dskd" (Zhang et al., arXiv:2406.17328) is what has one of at most mu in ascending order: the token that
+    crosses mu is tail there and head here.
 
     Arguments, reductions and errors: see :mod:`lit_kd.losses.divergences`; ``mu`` is in [0, 1].
 

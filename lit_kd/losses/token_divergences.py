@@ -25,6 +25,10 @@ from lit_kd.losses.divergences import (
 class TokenDivergence(nn.Module):
     """A divergence of :mod:`lit_kd.losses.divergences` with its settings; wrong ones raise its ValueError at once.
 
+    Args:
+        function: the divergence.
+        settings: its arguments beyond logits, mask, temperature and reduction.
+
     Example:
         >>> student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.6, 0.3, 0.1]]).log()
         >>> GeneralizedJSD(beta=0.9)(student, teacher)
@@ -70,6 +74,9 @@ class ReverseKL(TokenDivergence):
 class SymmetricKL(TokenDivergence):
     """See :func:`lit_kd.losses.symmetric_kl`.
 
+    Args:
+        reverse_weight: w of KL(q || p), in [0, 1].
+
     Example:
         >>> student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.6, 0.3, 0.1]]).log()
         >>> SymmetricKL()(student, teacher)
@@ -82,6 +89,9 @@ class SymmetricKL(TokenDivergence):
 
 class GeneralizedJSD(TokenDivergence):
     """See :func:`lit_kd.losses.generalized_jsd`.
+
+    Args:
+        beta: share of the teacher in the mixture, in [0, 1].
 
     Example:
         >>> student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.6, 0.3, 0.1]]).log()
@@ -96,6 +106,9 @@ class GeneralizedJSD(TokenDivergence):
 class SkewForwardKL(TokenDivergence):
     """See :func:`lit_kd.losses.skew_forward_kl`.
 
+    Args:
+        alpha: share of the teacher in the mixture, in [0, 1).
+
     Example:
         >>> student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.6, 0.3, 0.1]]).log()
         >>> SkewForwardKL()(student, teacher)
@@ -108,6 +121,9 @@ class SkewForwardKL(TokenDivergence):
 
 class SkewReverseKL(TokenDivergence):
     """See :func:`lit_kd.losses.skew_reverse_kl`.
+
+    Args:
+        alpha: share of the student in the mixture, in [0, 1).
 
     Example:
         >>> student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.6, 0.3, 0.1]]).log()
@@ -134,6 +150,10 @@ class TotalVariation(TokenDivergence):
 
 class AdaptiveKL(TokenDivergence):
     """See :func:`lit_kd.losses.adaptive_kl`.
+
+    Args:
+        mu: cumulative probability of the head, or in "dskd" of the tail.
+        variant: "official" or "dskd".
 
     Example:
         >>> student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.6, 0.3, 0.1]]).log()

@@ -257,6 +257,12 @@ def needs_assistant(teacher_layers: int, teacher_hidden: int, student_layers: in
     ``student_layers <= teacher_layers / 2 and student_hidden <= teacher_hidden / 2`` (arXiv:2002.10957, section 3.3).
     The assistant is distilled from the teacher first, then the student from the assistant, with the same loss.
 
+    Args:
+        teacher_layers: its depth.
+        teacher_hidden: its width.
+        student_layers: its depth.
+        student_hidden: its width.
+
     Example:
         >>> needs_assistant(12, 768, 6, 384), needs_assistant(12, 768, 6, 768), needs_assistant(12, 768, 12, 384)
         (True, False, False)

@@ -242,7 +242,12 @@ def _apart(decoder: Any, position_ids: Tensor) -> Tensor:
 
 
 def completion_labels(input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """The completions' tokens, int64 (N,), in the order of the states that predict them."""
+    """The completions' tokens, int64 (N,), in the order of the states that predict them.
+
+    Args:
+        input_ids: (B, T).
+        completion_mask: (B, T), True for tokens of a completion.
+    """
     return input_ids[:, 1:][completion_mask[:, 1:]]
 
 

@@ -22,6 +22,10 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
     Prefixes (``student.``, ``network.``, ``model.``, ``module.``, ``_orig_mod.``) are stripped; of a Lightning
     checkpoint only the trained network is taken. Files are read with ``weights_only=True``.
 
+    Args:
+        network: changed in place.
+        path: of the file.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is no checkpoint, or its keys or shapes do not fit; the sentence lists them.

@@ -34,6 +34,11 @@ def save_exported(
     into the weights, and the adapter alone, as peft reads it, in the folder ``adapter``.
 
     Under a sharding strategy every rank has to call it; rank 0 writes.
+
+    Args:
+        network: any; only those of :func:`lit_kd.models.vision_model` and of Hugging Face can be built again from it.
+        folder: made if it is missing.
+        details: what else ``model.json`` should tell, such as metrics.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     with whole_state(network):
@@ -95,6 +100,9 @@ def _write_pretrained(network: Any, state: dict[str, Any], folder: Path) -> Any:
 
 def load_exported(folder: str | Path) -> VisionModel:
     """The network that :func:`save_exported` wrote, in eval mode.
+
+    Args:
+        folder: of ``model.safetensors`` and ``model.json``.
 
     Raises:
         FileNotFoundError: the folder lacks one of the two files.

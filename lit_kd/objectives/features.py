@@ -24,6 +24,10 @@ class FitNet(Objective):
     """Hint (arXiv:1412.6550) trained jointly with the classifier, as RepDistiller does; the paper had two stages.
 
     The regressor is a convolution that brings the student's map to the teacher's size, batch norm and ReLU.
+
+    Args:
+        weight: see :class:`Objective`; RepDistiller's 100.
+        settings: see :class:`Objective`.
     """
 
     def __init__(self, weight: float = 100.0, **settings: Any) -> None:
@@ -45,6 +49,10 @@ class FitNet(Objective):
 def hint_regressor(student: Tensor, teacher: Tensor) -> nn.Sequential:
     """Convolution, batch norm and ReLU from the student's map (B, C, H, W) to the teacher's channels and size.
 
+    Args:
+        student: an example of its map.
+        teacher: likewise.
+
     Raises:
         ValueError: the student's map is smaller than the teacher's by another factor than two.
     """
@@ -63,7 +71,12 @@ def hint_regressor(student: Tensor, teacher: Tensor) -> nn.Sequential:
 
 
 class AttentionTransfer(Objective):
-    """Attention transfer (arXiv:1612.03928) over all stages."""
+    """Attention transfer (arXiv:1612.03928) over all stages.
+
+    Args:
+        weight: see :class:`Objective`; RepDistiller's 1000.
+        settings: see :class:`Objective`.
+    """
 
     def __init__(self, weight: float = 1000.0, **settings: Any) -> None:
         super().__init__(weight, **settings)
@@ -78,7 +91,12 @@ class AttentionTransfer(Objective):
 
 
 class SimilarityPreserving(Objective):
-    """Similarity-preserving distillation (arXiv:1907.09682) of the last stage."""
+    """Similarity-preserving distillation (arXiv:1907.09682) of the last stage.
+
+    Args:
+        weight: see :class:`Objective`; RepDistiller's 3000.
+        settings: see :class:`Objective`.
+    """
 
     def __init__(self, weight: float = 3000.0, **settings: Any) -> None:
         super().__init__(weight, **settings)
@@ -93,7 +111,12 @@ class SimilarityPreserving(Objective):
 
 
 class VID(Objective):
-    """Variational information distillation (arXiv:1904.05835) over all stages."""
+    """Variational information distillation (arXiv:1904.05835) over all stages.
+
+    Args:
+        weight: see :class:`Objective`; RepDistiller's 1.
+        settings: see :class:`Objective`.
+    """
 
     def __init__(self, weight: float = 1.0, **settings: Any) -> None:
         super().__init__(weight, **settings)
@@ -114,7 +137,7 @@ class VID(Objective):
 
 
 class EmbeddingObjective(Objective):
-    """Base of the objectives that read the pooled embedding (B, D) under the classifier."""
+    """Base of the objectives that read the pooled embedding (B, D) under the classifier; see :class:`Objective`."""
 
     def default_paths(self, network: nn.Module) -> list[str]:
         """The classifier's input."""
@@ -122,7 +145,13 @@ class EmbeddingObjective(Objective):
 
 
 class CorrelationCongruence(EmbeddingObjective):
-    """Correlation congruence (arXiv:1904.01802) between linear embeddings of both networks, both learned."""
+    """Correlation congruence (arXiv:1904.01802) between linear embeddings of both networks, both learned.
+
+    Args:
+        weight: see :class:`Objective`; RepDistiller's 0.02.
+        feature_dim: of both embeddings.
+        settings: see :class:`Objective`.
+    """
 
     def __init__(self, weight: float = 0.02, feature_dim: int = 128, **settings: Any) -> None:
         super().__init__(weight, **settings)
@@ -140,7 +169,14 @@ class CorrelationCongruence(EmbeddingObjective):
 
 
 class RKD(EmbeddingObjective):
-    """Relational KD (arXiv:1904.05068): distances and angles of the embeddings."""
+    """Relational KD (arXiv:1904.05068): distances and angles of the embeddings.
+
+    Args:
+        weight: see :class:`Objective`; RepDistiller's 1.
+        distance_weight: of the distances.
+        angle_weight: of the angles.
+        settings: see :class:`Objective`.
+    """
 
     def __init__(
         self, weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0, **settings: Any
@@ -154,7 +190,12 @@ class RKD(EmbeddingObjective):
 
 
 class PKT(EmbeddingObjective):
-    """Probabilistic knowledge transfer (arXiv:1803.10837) of the embeddings."""
+    """Probabilistic knowledge transfer (arXiv:1803.10837) of the embeddings.
+
+    Args:
+        weight: see :class:`Objective`; RepDistiller's 30000.
+        settings: see :class:`Objective`.
+    """
 
     def __init__(self, weight: float = 30000.0, **settings: Any) -> None:
         super().__init__(weight, **settings)
@@ -212,7 +253,14 @@ class CRD(EmbeddingObjective):
 
 
 class ReviewKD(Objective):
-    """Knowledge review (arXiv:2104.09044): the student's maps, fused deep to shallow, meet the teacher's."""
+    """Knowledge review (arXiv:2104.09044): the student's maps, fused deep to shallow, meet the teacher's.
+
+    Args:
+        weight: see :class:`Objective`.
+        warmup_epochs: see :class:`Objective`.
+        max_mid_channels: most channels of the fused maps.
+        settings: see :class:`Objective`.
+    """
 
     def __init__(
         self, weight: float = 1.0, warmup_epochs: int = 20, max_mid_channels: int = 512, **settings: Any

@@ -7,7 +7,13 @@ from lit_kd.objectives.base import DistillStep, Objective
 
 
 class KD(Objective):
-    """Hinton's distillation (arXiv:1503.02531): ``T^2 KL(teacher_T || student_T)``."""
+    """Hinton's distillation (arXiv:1503.02531): ``T^2 KL(teacher_T || student_T)``.
+
+    Args:
+        weight: see :class:`Objective`.
+        ce_weight: see :class:`Objective`.
+        temperature: T.
+    """
 
     def __init__(self, weight: float = 0.9, ce_weight: float = 0.1, temperature: float = 4.0) -> None:
         super().__init__(weight, ce_weight=ce_weight, temperature=temperature)
@@ -18,7 +24,16 @@ class KD(Objective):
 
 
 class DKD(Objective):
-    """Decoupled KD (arXiv:2203.08679); beta 2 for resnet56-20, 6 for vgg13-8, 8 for resnet32x4-8x4."""
+    """Decoupled KD (arXiv:2203.08679); beta 2 for resnet56-20, 6 for vgg13-8, 8 for resnet32x4-8x4.
+
+    Args:
+        alpha: weight of the target class against the others.
+        beta: weight of the others among themselves.
+        temperature: T.
+        weight: see :class:`Objective`.
+        ce_weight: see :class:`Objective`.
+        warmup_epochs: see :class:`Objective`.
+    """
 
     def __init__(
         self,
@@ -38,7 +53,15 @@ class DKD(Objective):
 
 
 class DIST(Objective):
-    """Relations between and within classes (arXiv:2205.10536)."""
+    """Relations between and within classes (arXiv:2205.10536).
+
+    Args:
+        beta: weight of the relations between classes.
+        gamma: weight of the relations within a class.
+        temperature: T.
+        weight: see :class:`Objective`.
+        ce_weight: see :class:`Objective`.
+    """
 
     def __init__(
         self,
@@ -57,7 +80,13 @@ class DIST(Objective):
 
 
 class LogitStandardization(Objective):
-    """KD of z-scored logits (arXiv:2403.01427)."""
+    """KD of z-scored logits (arXiv:2403.01427).
+
+    Args:
+        weight: see :class:`Objective`.
+        ce_weight: see :class:`Objective`.
+        temperature: T.
+    """
 
     def __init__(self, weight: float = 9.0, ce_weight: float = 0.1, temperature: float = 2.0) -> None:
         super().__init__(weight, ce_weight=ce_weight, temperature=temperature)
