@@ -39,6 +39,7 @@ def save_exported(
         network: any; only those of :func:`lit_kd.models.vision_model` and of Hugging Face can be built again from it.
         folder: made if it is missing.
         details: what else ``model.json`` should tell, such as metrics.
+        origin: what the card tells of the network: method, data, settings; None: nothing is known.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     with whole_state(network):
