@@ -11,14 +11,16 @@ passes over a frozen network, and the same updates, without checks and bookkeepi
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.timing import alternate, compared, timed
 from lit_kd.attacks import AttackResult, TorchAttack, carlini_wagner, fgsm, pgd
 from lit_kd.datamodules import CIFAR10DataModule
 from lit_kd.models import vision_model
@@ -115,21 +117,14 @@ def main() -> None:
     print(f"torch {torch.__version__}, {vars(arguments)}, {len(label)} images")
     for group in arguments.groups:
         variants = groups()[group]
-        seconds: dict[str, list[float]] = {name: [] for name in variants}
         found: dict[str, AttackResult | Tensor] = {}
-        for _ in range(arguments.rounds):
-            for name, attack in variants.items():
-                start = time.perf_counter()
-                found[name] = attack(model, image, label)
-                seconds[name].append(time.perf_counter() - start)
-        base = torch.tensor(seconds[next(iter(variants))])
-        for name, values in seconds.items():
-            own = torch.tensor(values)
-            ratio = (own / base).median()
-            print(
-                f"{group:<10} {name:<30} {own.median():8.3f} s ({own.min():.3f}-{own.max():.3f})  "
-                f"ratio {ratio:6.3f}  {describe(found[name])}"
-            )
+
+        def run(name: str, variants: dict[str, Attack] = variants, found: dict[str, Any] = found) -> None:
+            found[name] = variants[name](model, image, label)
+
+        rounds = alternate({name: partial(timed, partial(run, name)) for name in variants}, arguments.rounds)
+        for name, one in compared(list(rounds)).items():
+            print(f"{group:<10} {name:<30} {one.seconds} s  ratio {one.ratio.median:.3f}  {describe(found[name])}")
 
 
 if __name__ == "__main__":

@@ -9,28 +9,21 @@ Without --root they are random; speed is the same. Runs alternate; the table hol
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision import transforms as T
 
-from lit_kd.datamodules import CIFAR10DataModule
-from lit_kd.datamodules.loading import Batch, ImageSet, InMemoryImages
+from benchmarks.random_images import RandomImages
+from benchmarks.timing import alternate, spread, timed
+from lit_kd.datamodules import CIFAR10DataModule, ImageDataModule
+from lit_kd.datamodules.loading import Batch, ImageSet
 
 IMAGES = 25_600  # a multiple of both batch sizes
-
-
-class RandomCIFAR10(CIFAR10DataModule):
-    """Random pixels in the place of files."""
-
-    def load(self, split: str) -> InMemoryImages:
-        """Draw 50,000 images."""
-        pixels = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8)
-        return InMemoryImages(pixels, torch.arange(50_000) % 10, [str(i) for i in range(10)])
 
 
 class TorchvisionCIFAR10(datasets.CIFAR10):
@@ -44,24 +37,22 @@ class TorchvisionCIFAR10(datasets.CIFAR10):
         self.targets = batch["label"].tolist()
 
 
-def ours(data: CIFAR10DataModule, batch_size: int) -> Callable[[], float]:
-    """A function that runs one epoch of IMAGES and returns images a second."""
+def ours(data: ImageDataModule, batch_size: int) -> Callable[[], None]:
+    """A function that runs one epoch of IMAGES."""
     data.batch_size, data.samples_per_epoch = batch_size, IMAGES
     loader = data.train_dataloader()
     mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
     scale, shift = 1 / std, -mean / std
 
-    def run() -> float:
-        start = time.perf_counter()
+    def run() -> None:
         for batch in loader:
             batch = data.on_after_batch_transfer(batch, 0)
             batch["image"].mul_(scale).add_(shift)  # the first layer of a network here, a transform there
-        return IMAGES / (time.perf_counter() - start)
 
     return run
 
 
-def torchvision_workers(data: CIFAR10DataModule, batch_size: int) -> Callable[[], float]:
+def torchvision_workers(data: ImageDataModule, batch_size: int) -> Callable[[], None]:
     """The same for a DataLoader of two persistent workers over PIL transforms."""
     transform = T.Compose(
         [
@@ -73,14 +64,23 @@ def torchvision_workers(data: CIFAR10DataModule, batch_size: int) -> Callable[[]
     )
     dataset = TorchvisionCIFAR10(data.sets["train"], transform)
     loader: DataLoader[Batch] = DataLoader(dataset, batch_size, shuffle=True, num_workers=2, persistent_workers=True)
+    return partial(exhaust, loader)
 
-    def run() -> float:
-        start = time.perf_counter()
-        for _ in loader:
-            pass
-        return IMAGES / (time.perf_counter() - start)
 
-    return run
+def exhaust(loader: Iterable[Any]) -> None:
+    """Go through a loader once."""
+    for _ in loader:
+        pass
+
+
+def rates(pipelines: Mapping[str, Callable[[], None]], images: int, runs: int) -> str:
+    """Images a second of two pipelines, each median and range of alternating runs, and their ratio."""
+    for run in pipelines.values():
+        run()  # starts the workers, fills the caches
+    found = list(alternate({name: partial(timed, run) for name, run in pipelines.items()}, runs))
+    columns = [spread(images / float(one[name][0]) for one in found) for name in pipelines]
+    cells = ["{:,.0f} ({:,.0f}-{:,.0f})".format(*column) for column in columns]
+    return f"{cells[0]:>28}  {cells[1]:>28}  {columns[0].median / columns[1].median:.1f}"
 
 
 def main() -> None:
@@ -90,18 +90,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = CIFAR10DataModule(root=arguments.root) if arguments.root else RandomCIFAR10()
+    data: ImageDataModule = CIFAR10DataModule(root=arguments.root) if arguments.root else RandomImages()
     data.setup("fit")
     print(f"{'batch':>5}  {'lit_kd, 1 thread':>28}  {'torchvision, 2 workers':>28}  ratio")
     for batch_size in (64, 256):
-        pipelines = [ours(data, batch_size), torchvision_workers(data, batch_size)]
-        for run in pipelines:
-            run()  # starts the workers, fills the caches
-        rates = [[run() for run in pipelines] for _ in range(arguments.runs)]
-        columns = [sorted(column) for column in zip(*rates, strict=True)]
-        cells = [f"{median(c):,.0f} ({c[0]:,.0f}-{c[-1]:,.0f})" for c in columns]
-        ratio = median(columns[0]) / median(columns[1])
-        print(f"{batch_size:>5}  {cells[0]:>28}  {cells[1]:>28}  {ratio:.1f}")
+        pipelines = {"lit_kd": ours(data, batch_size), "torchvision": torchvision_workers(data, batch_size)}
+        print(f"{batch_size:>5}  {rates(pipelines, IMAGES, arguments.runs)}")
 
 
 if __name__ == "__main__":

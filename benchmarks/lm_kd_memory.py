@@ -15,18 +15,14 @@ its own.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
-import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.timing import alternate, compared, in_new_process, peak_memory, timed
 from lit_kd.losses import chunked_loss, forward_kl
 
 Inputs = tuple[Tensor, nn.Linear, Tensor, nn.Linear]  # states and head of the student, then the teacher's
@@ -73,27 +69,20 @@ def variants(args: argparse.Namespace) -> dict[str, Callable[..., Tensor]]:
     return {"whole, forward_kl": whole, "whole, F.kl_div": plain, **chunks}
 
 
-def peak(args: argparse.Namespace, name: str, results: Any) -> None:
-    """Mebibytes that value and gradient need."""
+def peak(args: argparse.Namespace, name: str) -> float:
+    """MiB that value and gradient need."""
     torch.set_num_threads(args.threads)
     run = variants(args)[name]
     run(*inputs(argparse.Namespace(**vars(args) | {"vocabulary": 100}))).backward()  # what is loaded once
     given = inputs(args)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(*given).backward()
-    results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    return peak_memory(lambda: run(*given).backward())
 
 
 def memory(args: argparse.Namespace) -> None:
     """The table of memory."""
-    context = multiprocessing.get_context("spawn")
     first = 0.0
     for name in variants(args):
-        results = context.SimpleQueue()
-        process = context.Process(target=peak, args=(args, name, results))
-        process.start()
-        number = results.get()
-        process.join()
+        number = in_new_process(peak, args, name)
         first = first or number
         print(f"{name:<24} {number:7.0f} MiB  {number / first:.3f}", flush=True)
 
@@ -102,17 +91,14 @@ def times(args: argparse.Namespace) -> None:
     """The table of seconds."""
     given = inputs(args)
     states, head = given[:2]
-    runs = variants(args)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            states.grad = head.weight.grad = None
-            start = time.perf_counter()
-            run(*given).backward()
-            seconds[name].append(time.perf_counter() - start)
-    for name, values in seconds.items():
-        ratio = median(a / b for a, b in zip(values, next(iter(seconds.values())), strict=True))
-        print(f"{name:<24} {median(values):6.1f} s ({min(values):.1f}-{max(values):.1f})  {ratio:.3f}")
+
+    def step(run: Callable[..., Tensor]) -> Tensor:
+        states.grad = head.weight.grad = None
+        return timed(lambda: run(*given).backward())
+
+    rounds = alternate({name: partial(step, run) for name, run in variants(args).items()}, args.rounds)
+    for name, one in compared(list(rounds)).items():
+        print(f"{name:<24} {one.seconds} s  {one.ratio.median:.3f}")
 
 
 def sizes(args: argparse.Namespace) -> None:

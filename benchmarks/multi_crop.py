@@ -13,37 +13,16 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
-from collections.abc import Callable
-from statistics import median
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from lit_kd.datamodules import ImageDataModule, MultiCropViews
-from lit_kd.datamodules.base import Split
-from lit_kd.datamodules.loading import InMemoryImages
-
-Run = Callable[[], float]
-
-
-class RandomImages(ImageDataModule):
-    """Random pixels in memory."""
-
-    num_classes = 10
-
-    def __init__(self, pixels: int, samples: int, batch_size: int, views: MultiCropViews) -> None:
-        """Keep the size and the number of the images."""
-        super().__init__(batch_size=batch_size, views=views)
-        self.pixels, self.samples = pixels, samples
-
-    def load(self, split: Split) -> InMemoryImages:
-        """Draw the images."""
-        shape = (self.samples, 3, self.pixels, self.pixels)
-        labels = torch.arange(self.samples) % 10
-        return InMemoryImages(torch.randint(0, 256, shape, dtype=torch.uint8), labels, [str(i) for i in range(10)])
+from benchmarks.input_pipeline import exhaust, rates
+from benchmarks.random_images import RandomImages
+from lit_kd.datamodules import MultiCropViews
 
 
 class TorchvisionViews(Dataset[list[Tensor]]):
@@ -85,34 +64,16 @@ class TorchvisionViews(Dataset[list[Tensor]]):
         return [self.teacher(image), crops, torch.stack(patches)]
 
 
-def ours(data: RandomImages) -> Run:
-    """A function that runs one epoch and returns images a second."""
-    loader = data.train_dataloader()
-
-    def run() -> float:
-        start = time.perf_counter()
-        for batch in loader:
-            data.on_after_batch_transfer(batch, 0)
-        return data.samples / (time.perf_counter() - start)
-
-    return run
+def ours(data: RandomImages) -> None:
+    """One epoch of whole batches."""
+    for batch in data.train_dataloader():
+        data.on_after_batch_transfer(batch, 0)
 
 
-def torchvision_workers(data: RandomImages, views: MultiCropViews, pil: bool) -> Run:
-    """The same for a DataLoader of two persistent workers."""
-    images = data.sets["train"][{"index": torch.arange(data.samples)}]["image"]
-    dataset = TorchvisionViews(images, views, pil)
-    loader: DataLoader[list[Tensor]] = DataLoader(
-        dataset, data.batch_size, shuffle=True, num_workers=2, persistent_workers=True
-    )
-
-    def run() -> float:
-        start = time.perf_counter()
-        for _ in loader:
-            pass
-        return data.samples / (time.perf_counter() - start)
-
-    return run
+def torchvision_workers(data: RandomImages, views: MultiCropViews, pil: bool) -> DataLoader[list[Tensor]]:
+    """A loader of two persistent workers."""
+    dataset = TorchvisionViews(data.sets["train"].pixels, views, pil)  # type: ignore[attr-defined]
+    return DataLoader(dataset, data.batch_size, shuffle=True, num_workers=2, persistent_workers=True)
 
 
 def main() -> None:
@@ -127,20 +88,16 @@ def main() -> None:
     torch.set_num_threads(1)
     kind = "PIL" if arguments.pil else "uint8 tensors"
     print(f"torch {torch.__version__}, batch {arguments.batch_size}, torchvision on {kind}")
-    print(f"{'pixels':>6}  {'lit_kd, 1 thread':>24}  {'torchvision, 2 workers':>24}  ratio")
+    print(f"{'pixels':>6}  {'lit_kd, 1 thread':>28}  {'torchvision, 2 workers':>28}  ratio")
     for size in arguments.size:
         small = size == 32
         views = MultiCropViews.cifar() if small else MultiCropViews()
         samples = arguments.samples or (6400 if small else 256)
-        data = RandomImages(size, samples, arguments.batch_size, views)
+        data = RandomImages(pixels=size, samples=samples, batch_size=arguments.batch_size, views=views)
         data.setup("fit")
-        pipelines = [ours(data), torchvision_workers(data, views, arguments.pil)]
-        for run in pipelines:
-            run()  # starts the workers, fills the caches
-        rates = [[run() for run in pipelines] for _ in range(arguments.runs)]
-        columns = [sorted(column) for column in zip(*rates, strict=True)]
-        cells = [f"{median(c):,.0f} ({c[0]:,.0f}-{c[-1]:,.0f})" for c in columns]
-        print(f"{size:>6}  {cells[0]:>24}  {cells[1]:>24}  {median(columns[0]) / median(columns[1]):.1f}")
+        workers = torchvision_workers(data, views, arguments.pil)
+        pipelines = {"lit_kd": partial(ours, data), "torchvision": partial(exhaust, workers)}
+        print(f"{size:>6}  {rates(pipelines, samples, arguments.runs)}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +37,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor
 
 from benchmarks.generation import smollm2
+from benchmarks.timing import alternate, compared, timed
 from lit_kd.datamodules import ArithmeticDataModule, GSM8KDataModule
 from lit_kd.language.arithmetic import write_start
 from lit_kd.language.engines import Sampling
@@ -62,17 +64,10 @@ def dac(args: argparse.Namespace) -> None:
         "DACKL": lambda z_s, z_t: network(z_s, z_t).loss.sum(),
     }
     for rows in args.chunks:
-        seconds: dict[str, list[float]] = {name: [] for name in losses}
-        for _ in range(args.rounds):
-            for name, loss in losses.items():
-                network.zero_grad()
-                start = time.perf_counter()
-                in_slices(loss, student, teacher, rows)
-                seconds[name].append(time.perf_counter() - start)
-        for name, values in seconds.items():
-            ratio = median(a / b for a, b in zip(values, seconds["forward_kl"], strict=True))
-            found = f"{median(values):6.2f} s ({min(values):.2f}-{max(values):.2f})  {ratio:.2f}"
-            print(f"{name:<12} {rows:5} rows at a time {found}", flush=True)
+        runs = {name: partial(in_slices, loss, student, teacher, rows) for name, loss in losses.items()}
+        rounds = alternate({name: partial(timed, run) for name, run in runs.items()}, args.rounds)
+        for name, one in compared(list(rounds)).items():
+            print(f"{name:<12} {rows:5} rows at a time {one.seconds} s  {one.ratio.median:.2f}", flush=True)
 
 
 Call = tuple[float, int, int]  # seconds, tokens written over all rows, positions that the batch went through
