@@ -2,6 +2,7 @@
 
 from lit_kd.callbacks.answers import AnswersWriter
 from lit_kd.callbacks.collapse import CollapseMonitor
+from lit_kd.callbacks.compile import ChannelsLast, CompileNetworks
 from lit_kd.callbacks.confusion import ConfusionMatrixReport
 from lit_kd.callbacks.eigen_cam import EigenCAMPanel
 from lit_kd.callbacks.ema import EMATeacherCallback
@@ -20,7 +21,9 @@ from lit_kd.callbacks.vocabulary_panel import VocabularyPanel
 
 __all__ = [
     "AnswersWriter",
+    "ChannelsLast",
     "CollapseMonitor",
+    "CompileNetworks",
     "ConfusionMatrixReport",
     "EMATeacherCallback",
     "EigenCAMPanel",

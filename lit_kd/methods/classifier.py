@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from lit_kd.datamodules.batch import Batch, unpack
 from lit_kd.methods.base import Distill
+from lit_kd.models.compiled import unwrapped
 from lit_kd.models.factory import Normalize
 
 
@@ -45,7 +46,7 @@ class Classifier(Distill):
         check_classes("network", network, num_classes)
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} must be positive.")
-        self.network = network
+        self.network = unwrapped(network)
         self.num_classes = num_classes
         self.temperature = temperature
         metrics = MetricCollection({"acc": MulticlassAccuracy(num_classes, average="micro"), "nll": MeanMetric()})

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_kd.methods.base import Distill
 from lit_kd.methods.schedules import warmup_linear
+from lit_kd.models.compiled import unwrapped
 from lit_kd.models.teacher import FrozenTeacher
 from lit_kd.models.text import TextBatch, check_tokenizers
 
@@ -61,7 +62,7 @@ class EncoderFineTune(Distill, ABC):
             raise ValueError("network and teacher are one object, and the teacher is frozen: build two.")
         if teacher is not None:
             check_tokenizers(network=network, teacher=teacher)
-        self.network = network
+        self.network = unwrapped(network)
         self.teacher = None if teacher is None else FrozenTeacher(teacher)
         self.temperature, self.kd_weight = temperature, kd_weight
         self.lr = lr

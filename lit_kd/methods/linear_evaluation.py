@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lit_kd.datamodules.batch import Batch
 from lit_kd.methods.classifier import Classifier
+from lit_kd.models.compiled import unwrapped
 from lit_kd.models.embedding import PooledFeatures
 from lit_kd.models.levels import freeze_unused
 from lit_kd.models.modes import eval_mode
@@ -41,8 +42,8 @@ class LinearOnFeatures(nn.Module):
         image_shape: tuple[int, int, int] = (3, 32, 32),
     ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self._pooled = PooledFeatures(backbone, layer)
+        self.backbone = unwrapped(backbone)
+        self._pooled = PooledFeatures(self.backbone, layer)
         size = self._pooled.evaluate(torch.zeros(2, *image_shape)).shape[1]
         self.head = nn.Sequential(nn.BatchNorm1d(size, affine=False)) if batch_norm else nn.Sequential()
         linear = nn.Linear(size, num_classes)

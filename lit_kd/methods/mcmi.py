@@ -225,6 +225,7 @@ class MCMIDistill(Classifier):
         check_classes("teacher", teacher, num_classes)
         self.teacher = FrozenTeacher(teacher)
         self.objective = KD() if objective is None else objective
+        student, teacher = self.student, self.teacher.module  # without a wrapper of torch.compile
         self.student_taps = FeatureTaps(student, self.objective.student_paths(student))
         self.teacher_taps = FeatureTaps(teacher, self.objective.teacher_paths(teacher))
         self._probe(image_shape)

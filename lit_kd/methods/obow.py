@@ -26,6 +26,7 @@ from lit_kd.methods.base import Distill
 from lit_kd.methods.classifier import check_pixels
 from lit_kd.methods.schedules import warmup_cosine
 from lit_kd.models.card import Paper
+from lit_kd.models.compiled import unwrapped
 from lit_kd.models.ema import EMATeacher
 from lit_kd.models.levels import check_map, freeze_unused, last_stages
 from lit_kd.models.modes import eval_mode
@@ -131,6 +132,7 @@ class OBoWModule(Distill):
         super().__init__(optimizer, lr_scheduler)
         check_channels(image_shape)
         check_pool(pool)
+        student = unwrapped(student)
         self.levels = last_stages(student, levels) if isinstance(levels, int) else list(levels)
         if not self.levels:
             raise ValueError("levels must name at least one map.")

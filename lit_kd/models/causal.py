@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_kd.files import pretrained_at
 from lit_kd.models.adapter import with_adapter
+from lit_kd.models.compiled import check_not_compiled
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.text import recompute_layers
 
@@ -112,7 +113,9 @@ def _layers(network: Any) -> tuple[str, nn.ModuleList]:
     for name, part in network.named_modules():
         if isinstance(part, nn.ModuleList) and len(part) == depth:
             return name, part
-    raise ValueError(f'init="layers" finds no list of {depth} layers in {type(network).__name__}: use another init.')
+    raise ValueError(
+        f"{type(network).__name__} has no list of {depth} layers, which init='layers' copies and compilation needs."
+    )
 
 
 def whole_network(network: Any) -> Any:
@@ -151,6 +154,7 @@ class CompletionStates(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        check_not_compiled(network)
         decoder_and_head(network)
         self.network = network
         self._packs = False  # whether it was seen to keep packed texts apart
@@ -188,6 +192,11 @@ class CompletionStates(nn.Module):
         found = decoder(**inputs)
         head = _Head(whole_network(self.network), decoder, output, type(found))
         return read(found.last_hidden_state[:, :-1][completion_mask[:, 1:]], head)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile each layer of the decoder: one graph serves all layers of a kind, and the head stays as it is."""
+        for layer in _layers(whole_network(self.network))[1]:
+            layer.compile(*args, **kwargs)
 
     def _see_packing(self, decoder: Any, position_ids: Tensor) -> None:
         """Raise a ValueError unless the network keeps packed texts apart, at first by a try: some ignore the mask."""

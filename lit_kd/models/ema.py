@@ -84,6 +84,10 @@ class EMATeacher(nn.Module):
         """The teacher's output, without a graph."""
         return self.module(*args, **kwargs)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the copy in place."""
+        self.module.compile(*args, **kwargs)
+
     def train(self, mode: bool = True) -> "EMATeacher":
         """Train or eval mode, as ``mode`` of this teacher allows."""
         return super().train(mode and self.mode == "train")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_kd.models.compiled import check_not_compiled
 from lit_kd.models.modes import eval_mode
 
 Vectors = dict[str, Tensor]  # "q", "k", "v": (B, S, H), the heads side by side
@@ -100,6 +101,7 @@ class SelfAttentionVectors(nn.Module):
 
     def __init__(self, network: Any) -> None:
         super().__init__()
+        check_not_compiled(network)
         self.module = network
         self._paths = attention_paths(network)
         returned: list[Any] = []
@@ -119,6 +121,17 @@ class SelfAttentionVectors(nn.Module):
         with self._cut() as vectors:
             base_model(self.module)(**inputs)
         return vectors
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile each layer but the last, of which only projections are run.
+
+        Raises:
+            ValueError: one layer is called again and again.
+        """
+        if self._paths.shared:
+            raise ValueError(f"{type(self.module).__name__} has one layer for all, which is cut short: do not compile.")
+        for layer in _layers(self.module)[:-1]:
+            layer.compile(*args, **kwargs)
 
     @contextmanager
     def _cut(self) -> Iterator[Vectors]:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_kd.models.compiled import unwrapped
+
 
 class FrozenTeacher(nn.Module):
     """A network that only gives targets: no gradient, always in eval mode, absent from every checkpoint.
@@ -25,7 +27,7 @@ class FrozenTeacher(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module.requires_grad_(False)
+        self.module = unwrapped(module).requires_grad_(False)
         self.eval()
         self._prefix = ""
         self.register_load_state_dict_post_hook(_forgive_missing_teacher)
@@ -34,6 +36,10 @@ class FrozenTeacher(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output, without a graph (``no_grad``: inference tensors could not enter a loss)."""
         return self.module(*args, **kwargs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network in place, as its taps and exports know it."""
+        self.module.compile(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stay in eval mode, whatever ``mode`` says."""

@@ -222,7 +222,8 @@ def _generating(network: Any, config: Any) -> Iterator[None]:
     try:
         for part in recomputing:
             part.gradient_checkpointing = False
-        with eval_mode(network), torch.no_grad():
+        # The next token is one step of a growing cache: compiled layers would be compiled again and again for it.
+        with eval_mode(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         network.generation_config = own
