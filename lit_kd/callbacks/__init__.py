@@ -4,6 +4,7 @@ from lit_kd.callbacks.answers import AnswersWriter
 from lit_kd.callbacks.collapse import CollapseMonitor
 from lit_kd.callbacks.compile import ChannelsLast, CompileNetworks
 from lit_kd.callbacks.confusion import ConfusionMatrixReport
+from lit_kd.callbacks.effective_batch import EffectiveBatch
 from lit_kd.callbacks.eigen_cam import EigenCAMPanel
 from lit_kd.callbacks.ema import EMATeacherCallback
 from lit_kd.callbacks.export import ExportStudent
@@ -26,6 +27,7 @@ __all__ = [
     "CompileNetworks",
     "ConfusionMatrixReport",
     "EMATeacherCallback",
+    "EffectiveBatch",
     "EigenCAMPanel",
     "ExportStudent",
     "FewShotEpisodes",

@@ -135,6 +135,11 @@ class StreamLoader:
         self._position = 0
         self._resuming = False
 
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch."""
+        return self.stream.batch_size
+
     def __len__(self) -> int:
         """Number of batches an epoch."""
         if self.length is None:

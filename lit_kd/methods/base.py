@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import Metric
 
+from lit_kd.callbacks.effective_batch import EffectiveBatch
 from lit_kd.callbacks.random_state import RandomState
 from lit_kd.models.card import Paper
 
@@ -159,8 +160,8 @@ class Distill(LightningModule, ABC):
     # Devices
 
     def configure_callbacks(self) -> list[Callback]:
-        """The random state of all ranks belongs to an exact resume."""
-        return [RandomState()]
+        """The random state of all ranks belongs to an exact resume; what a step is made of is said at the start."""
+        return [RandomState(), EffectiveBatch()]
 
     def configure_model(self) -> None:
         """Shard every child with parameters under FSDP2 (``ModelParallelStrategy``), and nothing else."""
