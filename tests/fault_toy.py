@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import random
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -199,24 +201,39 @@ STAGES: dict[str, Callable[[Path, Path], Built]] = {
 }
 
 
+SEED = int(os.environ.get("LITKD_FAULT_SEED", time.time_ns() % 1_000_000))
+
+
+def draw(name: str, first: int, last: int) -> int:
+    """A moment of those; printed, which pytest shows of a test that fails."""
+    moment = random.Random(f"{SEED} {name}").randint(first, last)
+    print(f"{name} at moment {moment} of {last}: LITKD_FAULT_SEED={SEED} does it again")
+    return moment
+
+
 class Moments(Callback):
-    """Counts the moments of a run, and kills the process at one of them.
+    """Counts the moments of a run, and sends the process a signal at one of them, by default SIGKILL.
 
     Attributes:
         count: so far.
         first_save: how many there were when the first checkpoint was about to be written.
+        last_step: and when the last step was.
     """
 
-    def __init__(self, kill: int | None = None) -> None:
-        self.kill, self.count, self.first_save = kill, 0, 0
+    def __init__(self, kill: int | None = None, number: int = signal.SIGKILL) -> None:
+        self.kill, self.number, self.count, self.first_save, self.last_step = kill, number, 0, 0, 0
 
     def _moment(self, *args: Any) -> None:
         self.count += 1
         if self.count == self.kill:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
-    on_train_batch_start = on_before_backward = on_before_optimizer_step = on_train_batch_end = _moment
+    on_train_batch_start = on_before_backward = on_train_batch_end = _moment
     on_validation_batch_end = on_train_epoch_end = on_predict_batch_start = on_predict_batch_end = _moment
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        self._moment()
+        self.last_step = self.count
 
     def on_save_checkpoint(self, *args: Any) -> None:
         self._moment()
@@ -287,15 +304,35 @@ def train(
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint written last."""
-    return max(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, default=None)
+    return max(folder.glob("[!.]*.ckpt"), key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
-def apart(work: Callable[..., Any], *arguments: Any) -> multiprocessing.Process:
-    """``work(*arguments)`` in a process that is forked from one which has imported all this and done nothing else."""
+def apart(work: Callable[..., Any], *arguments: Any, log: Path | None = None, **environment: str) -> Any:
+    """``work(*arguments)`` in a process that is forked from one which has imported all this and done nothing else.
+
+    What it writes to stderr goes to ``log``.
+    """
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     here = Path(__file__).parent
     os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    process: multiprocessing.Process = context.Process(target=work, args=arguments)
+    process = context.Process(target=_work, args=(log, environment, work, *arguments))
     process.start()
     return process
+
+
+def _work(log: Path | None, environment: dict[str, str], work: Callable[..., Any], *arguments: Any) -> None:
+    os.environ.update(environment)
+    if log is not None:
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 2)
+    work(*arguments)
+
+
+def end(process: Any) -> int:
+    """Wait; the exit code, negative after a signal."""
+    process.join(60)
+    if process.is_alive():
+        process.kill()
+        raise AssertionError("the process hangs")
+    return int(process.exitcode)

@@ -16,6 +16,7 @@ from lit_kd.callbacks.predictions import PredictionsWriter
 from lit_kd.callbacks.random_state import RandomState
 from lit_kd.callbacks.result_file import ResultFile
 from lit_kd.callbacks.robustness import RobustnessReport
+from lit_kd.callbacks.safe_stop import SafeStop
 from lit_kd.callbacks.summary import RunSummary
 from lit_kd.callbacks.vocabulary import OnlineVocabularyCallback
 from lit_kd.callbacks.vocabulary_panel import VocabularyPanel
@@ -40,6 +41,7 @@ __all__ = [
     "ResultFile",
     "RobustnessReport",
     "RunSummary",
+    "SafeStop",
     "VocabularyPanel",
     "few_shot_accuracy",
     "weighted_knn",

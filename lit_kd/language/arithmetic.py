@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 from zlib import crc32
 
+from lit_kd.files import filling
 from lit_kd.language.chat import lm_tokenizer
 from lit_kd.language.hints import COMPACT_HINTS, hint_prompt
 from lit_kd.language.problems import Problem
@@ -225,7 +226,7 @@ def train_tokenizer(folder: str | Path, size: int = 1024, texts: Iterable[str] |
         vocab_size=size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
     )
     tokenizer.train_from_iterator(_texts() if texts is None else texts, trainer)
-    PreTrainedTokenizerFast(
+    trained = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<end>",
@@ -234,7 +235,9 @@ def train_tokenizer(folder: str | Path, size: int = 1024, texts: Iterable[str] |
             "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>{% endfor %}"
             "{% if add_generation_prompt %}<assistant>{% endif %}"
         ),
-    ).save_pretrained(str(folder))
+    )
+    with filling(folder) as temporary:
+        trained.save_pretrained(str(temporary))
     return str(folder)
 
 
@@ -276,7 +279,7 @@ def write_start(folder: str | Path, width: int = 128, layers: int = 4, heads: in
     from transformers import LlamaConfig
 
     tokenizer = lm_tokenizer(train_tokenizer(folder))
-    LlamaConfig(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=8 * width // 3,
@@ -287,7 +290,9 @@ def write_start(folder: str | Path, width: int = 128, layers: int = 4, heads: in
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-    ).save_pretrained(folder)
+    )
+    with filling(folder) as temporary:
+        config.save_pretrained(temporary)
     return str(folder)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_kd.files import replacing
+from lit_kd.files import replacing, writing
 
 MANIFEST = "manifest.json"
 Row = dict[str, Any]  # "index" tells rows apart
@@ -59,7 +59,7 @@ class Records:
         """Write rows that are not there yet."""
         rows = [row for row in rows if row["index"] not in self.done]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with self._path.open("ab") as file:
+        with writing(self._path), self._path.open("ab") as file:
             file.write(lines.encode())
             file.flush()
             os.fsync(file.fileno())

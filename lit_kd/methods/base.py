@@ -20,6 +20,7 @@ from torchmetrics import Metric
 
 from lit_kd.callbacks.effective_batch import EffectiveBatch
 from lit_kd.callbacks.random_state import RandomState
+from lit_kd.callbacks.safe_stop import SafeStop
 from lit_kd.models.card import Paper
 
 
@@ -160,8 +161,8 @@ class Distill(LightningModule, ABC):
     # Devices
 
     def configure_callbacks(self) -> list[Callback]:
-        """The random state of all ranks belongs to an exact resume; what a step is made of is said at the start."""
-        return [RandomState(), EffectiveBatch()]
+        """An exact resume, what a step is made of, and how a run that breaks off goes on."""
+        return [RandomState(), EffectiveBatch(), SafeStop()]
 
     def configure_model(self) -> None:
         """Shard every child with parameters under FSDP2 (``ModelParallelStrategy``), and nothing else."""

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from lit_kd.files import replacing
+from lit_kd.files import filling, replacing
 from lit_kd.models.adapter import merged, whole_state
 from lit_kd.models.card import CARD, Origin, adapter_card, hub_name, model_card
 from lit_kd.models.checkpoint import load_checkpoint
@@ -52,7 +51,8 @@ def save_exported(
 def _write(network: nn.Module, state: dict[str, Any], folder: Path, details: dict[str, Any], origin: Origin) -> None:
     origin = replace(origin, base_model=origin.base_model or hub_name(getattr(network, "weights_from", None)))
     if hasattr(network, "get_base_model"):  # a PeftModel
-        network.save_pretrained(folder / "adapter", state_dict=state)  # type: ignore[operator]
+        with filling(folder / "adapter") as temporary:
+            network.save_pretrained(temporary, state_dict=state)  # type: ignore[operator]
         _write_text(folder / "adapter" / CARD, adapter_card(origin))  # peft's own names the base by its path here
         network = merged(network, state)
         state = network.state_dict()
@@ -87,15 +87,12 @@ def _write_pretrained(network: Any, state: dict[str, Any], folder: Path) -> Any:
     Returns:
         The tokenizer; None if there is none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder) as temporary:
+    with filling(folder) as temporary:
         network.save_pretrained(temporary, state_dict=state)
         path = getattr(network, "tokenizer_path", None)
         tokenizer = find_tokenizer(path) if path is not None else None
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        for file in Path(temporary).iterdir():
-            file.replace(folder / file.name)
     return tokenizer
 
 

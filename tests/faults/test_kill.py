@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -10,38 +9,27 @@ from typing import Any
 
 import pytest
 import torch
-from fault_toy import STAGES, TRAININGS, Moments, apart, networks, newest, train, write
+from fault_toy import STAGES, TRAININGS, Moments, apart, draw, end, networks, newest, train, write
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_kd.cli import main
 from lit_kd.language.records import Records
 
-SEED = int(os.environ.get("LITKD_FAULT_SEED", time.time_ns() % 1_000_000))
-
-
-def draw(name: str, first: int, last: int) -> int:
-    """A moment of those; printed, which pytest shows of a test that fails."""
-    moment = random.Random(f"{SEED} {name}").randint(first, last)
-    print(f"{name} is killed at moment {moment} of {last}: LITKD_FAULT_SEED={SEED} does it again")
-    return moment
-
 
 def killed(work: Any, *arguments: Any) -> None:
-    process = apart(work, *arguments)
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    assert end(apart(work, *arguments)) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_training(name: str, inputs: Path, tmp_path: Path) -> None:
-    moments = Moments()
-    straight = train(name, inputs, tmp_path / "straight", moments)
-    moment = draw(name, moments.first_save + 1, moments.count)
-    killed(train, name, inputs, tmp_path / "killed", Moments(moment))
-    checkpoint = newest(tmp_path / "killed")
+def test_training(name: str, inputs: Path, straight: Any, tmp_path: Path) -> None:
+    expected, moments = straight(name)
+    killed(train, name, inputs, tmp_path, Moments(draw(name, moments.first_save + 1, moments.count)))
+    checkpoint = newest(tmp_path)
     teacher = [key for key in torch.load(checkpoint, weights_only=True)["state_dict"] if key.startswith("teacher.")]
     assert bool(teacher) == (name == "OBoWModule")  # its teacher moves
-    resumed = train(name, inputs, tmp_path / "killed", seed=2, ckpt_path=checkpoint)
-    torch.testing.assert_close(resumed, straight, rtol=0, atol=0)
+    resumed = train(name, inputs, tmp_path, seed=2, ckpt_path=checkpoint)
+    torch.testing.assert_close(resumed, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -93,6 +81,35 @@ def test_command_line(tmp_path: Path) -> None:
         torch.testing.assert_close(*(end[part] for end in ends), rtol=0, atol=0)
 
 
+class Large(Callback):
+    """Makes checkpoints take a while to write."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ballast": torch.zeros(2_000_000)}
+
+
+def test_while_a_checkpoint_is_written(inputs: Path, straight: Any, tmp_path: Path) -> None:
+    """From outside, and one file is written again and again."""
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        again = ModelCheckpoint(
+            folder, filename="again", every_n_train_steps=1, mode="max", enable_version_counter=False
+        )
+        process = apart(train, "LinearEvaluation", inputs, folder, Large(), again)
+        while process.is_alive() and not (len(list(folder.glob("*.ckpt"))) > 1 and list(folder.glob(".*tmp*"))):
+            time.sleep(0.0003)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if list(folder.glob(".*tmp*")):
+            break
+    assert list(folder.glob(".*tmp*"))
+    for file in folder.glob("[!.]*.ckpt"):
+        checkpoint = torch.load(file, weights_only=True)
+        assert checkpoint["callbacks"]["Large"]["ballast"].shape == (2_000_000,)
+    resumed = train("LinearEvaluation", inputs, folder, seed=2, ckpt_path=folder / "again.ckpt")
+    torch.testing.assert_close(resumed, straight("LinearEvaluation")[0], rtol=0, atol=0)
+
+
 def append(folder: Path) -> None:
     records = Records(folder, {})
     for i in range(0, 400, 4):
@@ -103,7 +120,7 @@ def test_lines_cut_from_outside(tmp_path: Path) -> None:
     """Killed as bytes appear, which may be within a line."""
     file = tmp_path / "rows-00000.jsonl"
     for attempt in range(4):
-        process, size = apart(append, tmp_path), 20_000 * (80 * attempt + random.Random(SEED + attempt).randrange(80))
+        process, size = apart(append, tmp_path), 20_000 * (80 * attempt + draw(f"attempt {attempt}", 0, 80))
         while process.is_alive() and (not file.exists() or file.stat().st_size < size):
             time.sleep(0.0003)
         assert process.is_alive()
