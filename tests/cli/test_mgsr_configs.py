@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from chat_toy import causal, saved
+from doc_commands import arithmetic_commands
 from transformers import AutoModelForCausalLM
 
 from lit_kd.cli import main
@@ -102,18 +103,17 @@ def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert group["settings"]["sampling"]["temperature"] == 1.0 and group["settings"]["engine"]["model"] == export
 
 
-def test_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runs = Path("runs/mgsr/arithmetic")
+    start, *stages = arithmetic_commands("mgsr.md")
+    assert start == ["python", "-m", "lit_kd.language.arithmetic", str(runs / "start")]
     write_start(runs / "start", width=16, layers=1, heads=2)
-    for role in (*ROLES, "mgsr"):
-        main(["fit", *tiny(f"arithmetic_{role}")])
-        assert (runs / role / "export/model.safetensors").is_file()
+    for _, subcommand, _, config, *words in stages:
+        main([subcommand, *tiny(Path(config).stem), *words])
+    assert all((runs / role / "export/model.safetensors").is_file() for role in (*ROLES, "mgsr"))
     student = AutoModelForCausalLM.from_pretrained(runs / "student_sft/export").config
     assert student.hidden_size == 8
-    path = "--model.init_args.network.init_args.path"
-    main(["test", *tiny("arithmetic_test")])
-    main(["test", *tiny("arithmetic_test"), path, str(runs / "student_sft/export")])
     assert "pass@1" in (runs / "results.md").read_text()
     assert len(json.loads((runs / "results.json").read_text())) == 2
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from chat_toy import causal, saved
+from doc_commands import arithmetic_commands
 from ssb_toy import as_if_accepted, as_if_answered
 from transformers import AutoModelForCausalLM
 
@@ -40,20 +41,22 @@ def tiny(name: str, path: str, **data: Any) -> list[str]:
     return ["-c", str(file), *TINY]
 
 
-def test_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runs = Path("runs/ssb/arithmetic")
+    start, *stages = arithmetic_commands("ssb.md")
+    assert start == ["python", "-m", "lit_kd.language.arithmetic", str(runs / "start")]
     write_start(runs / "start", width=16, layers=1, heads=2)
-    main(["fit", *tiny("arithmetic_base", "", val_fraction=0.2, batch_size=2), "--trainer.max_epochs=1"])
-    main(["predict", *tiny("arithmetic_rollouts", "")])
-    assert [len(row["answers"]) for row in read_records(runs / "rollouts")] == [2] * 6
-    as_if_answered(runs / "rollouts")
-    main(["predict", *tiny("arithmetic_refine", "")])
-    as_if_accepted(runs / "refined")
-    main(["predict", *tiny("arithmetic_teacher_logits", "")])
+    for _, subcommand, _, config, *words in stages:
+        short = {"val_fraction": 0.2, "batch_size": 2} if subcommand == "fit" else {}
+        epochs = ["--trainer.max_epochs=1"] if subcommand == "fit" else []
+        main([subcommand, *tiny(Path(config).stem, "", **short), *epochs, *words])
+        if config.endswith("_rollouts.yaml"):
+            assert [len(row["answers"]) for row in read_records(runs / "rollouts")] == [2] * 6
+            as_if_answered(runs / "rollouts")
+        if config.endswith("_refine.yaml"):
+            as_if_accepted(runs / "refined")
     assert len(list((runs / "teacher_logits").glob("*.safetensors"))) == 6
-    main(["fit", *tiny("arithmetic_student", "", val_fraction=0.2, batch_size=2), "--trainer.max_epochs=1"])
-    main(["test", *tiny("arithmetic_test", "")])
     assert AutoModelForCausalLM.from_pretrained(runs / "student/export").config.hidden_size == 16
     assert (runs / "student/export/adapter/adapter_model.safetensors").is_file()
     assert (runs / "student/summary.md").is_file()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from chat_toy import causal, saved
+from doc_commands import arithmetic_commands
 from server_toy import Server, fault_server, free_port, transformers_serve
 from synthesis_toy import write_rows
 
@@ -98,19 +99,24 @@ def test_with_a_server(name: str, server: Server, tmp_path: Path, monkeypatch: p
     assert json.loads((folder / "report.json").read_text())["kept"] == 1
 
 
-def test_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    write_start("runs/synthetic/arithmetic/start", width=16, layers=1, heads=2)
-    small = config("arithmetic_teacher", lambda model, data: data.update(samples=8, val_fraction=0.2, batch_size=2))
-    main(["fit", *small, "--trainer.max_epochs=1"])
+    # The fourth, of the student, is run by test_synthetic_configs.py on rows as a trained teacher writes them.
+    start, teacher, write, student = arithmetic_commands("synthetic.md")
+    assert start == ["python", "-m", "lit_kd.language.arithmetic", "runs/synthetic/arithmetic/start"]
+    assert student == ["lit-kd", "fit", "-c", str(CONFIGS / "arithmetic_student.yaml")]
+    write_start(start[-1], width=16, layers=1, heads=2)
+    name = Path(teacher[-1]).stem
+    small = config(name, lambda model, data: data.update(samples=8, val_fraction=0.2, batch_size=2))
+    main([teacher[1], *small, "--trainer.max_epochs=1"])
 
     def few(model: Any, data: Any) -> None:
         data["problems"]["init_args"].update(samples=4, test_samples=2)
         data["duplicates"] = None
 
     with pytest.raises(ValueError, match="'final' of task 'arithmetic', mode 'steps', found an answer in none of 4"):
-        main(["predict", *config("arithmetic_write", few)])
+        main([write[1], *config(Path(write[-1]).stem, few)])
     rows = read_records("runs/synthetic/arithmetic/rows")
     assert [row["attempts"] for row in rows] == [4] * 4 and rows[0]["messages"][0]["content"] == "Answer."
     manifest = json.loads(Path("runs/synthetic/arithmetic/rows/manifest.json").read_text())
