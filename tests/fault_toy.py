@@ -16,7 +16,7 @@ from unittest.mock import patch
 import obow_toy
 import torch
 from chat_toy import causal, saved
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from mgsr_toy import Dialogues
 from mgsr_toy import network as causal_of
@@ -249,6 +249,33 @@ class Moments(Callback):
         return lambda *arguments: (self._moment(), work(*arguments))[1]
 
 
+class Poison(Callback):
+    """A NaN in a batch of the first epoch: in a pixel, or in what the student's embedding gives.
+
+    Attributes:
+        index: of the batch's samples.
+        weights: before the batch, of what is trained.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx != self.batch:
+            return
+        self.module, self.index = module, batch["index"].tolist()
+        self.weights = self.weights_now()
+        if "image" in batch:
+            batch["image"][0, 0, 0, 0] = torch.nan
+        else:
+            embedding = next(part for part in module.network.modules() if isinstance(part, nn.Embedding))  # type: ignore
+            embedding.register_forward_hook(lambda part, inputs, output: output * torch.nan)
+
+    def weights_now(self) -> dict[str, torch.Tensor]:
+        """The same at present."""
+        return {name: p.detach().clone() for name, p in self.module.named_parameters() if p.requires_grad}
+
+
 def write_inputs(inputs: Path) -> None:
     """What trainings and stages read."""
     saved(inputs / "base", causal(max_position_embeddings=600))
@@ -273,11 +300,20 @@ def write(name: str, inputs: Path, folder: Path, moments: Moments | None = None)
 
 
 def train(
-    name: str, inputs: Path, folder: Path, *callbacks: Callback, seed: int = 1, ckpt_path: Any = None, **settings: Any
+    name: str,
+    inputs: Path,
+    folder: Path,
+    *callbacks: Callback,
+    seed: int = 1,
+    ckpt_path: Any = None,
+    num_workers: int = 0,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Train for two epochs, with a checkpoint at each step, validation and end of an epoch; how it ended."""
     torch.set_num_threads(1)
     module, data = TRAININGS[name](inputs, seed)
+    if num_workers:
+        data.num_workers = num_workers  # type: ignore[attr-defined]
     torch.manual_seed(seed)
     every: Callable[..., ModelCheckpoint] = partial(ModelCheckpoint, folder, save_top_k=-1)
     keep = [

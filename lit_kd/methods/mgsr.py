@@ -203,7 +203,11 @@ class MGSRDistill(LanguageDistill):
         start, tokens = time.perf_counter(), self.writer.tokens
         steps = self.trainer.estimated_stepping_batches
         moment = Moment(self.trainer.global_step, float(steps), batch_idx, self.global_rank)
-        rows = self.source.rows(given, moment, self.writer)
+        try:
+            rows = self.source.rows(given, moment, self.writer)
+        except FloatingPointError as error:
+            where = f"at step {self.global_step}; indices of the batch: {[row.index for row in given]}."
+            raise FloatingPointError(f"{error} {where}") from error
         numbers = {**self.source.numbers(), "written_tokens": self.writer.tokens - tokens}
         numbers["generation_seconds"] = time.perf_counter() - start
         named = {f"train/{name}": float(value) for name, value in numbers.items()}

@@ -1,7 +1,6 @@
 """A run resumed from any moment equals the straight one to the bit, and a checkpoint holds what it should."""
 
 import json
-import re
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -169,7 +168,7 @@ def test_checkpoint_of_the_command_line_rebuilds_everything(tmp_path: Path) -> N
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.02, 0.5)
 
 
-# Modes, and a loss that is not finite
+# Modes
 
 
 class Modes(Callback):
@@ -192,22 +191,3 @@ def test_student_trains_and_teacher_stays() -> None:
     assert modes.student == {True}
     assert modes.teacher == {False}
     assert_same(dict(teacher.state_dict()), before)
-
-
-class Poison(Callback):
-    """A NaN pixel in the third batch."""
-
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 2:
-            batch["image"][0, 0, 0, 0] = torch.nan
-            self.index = batch["index"].tolist()
-            self.weights = [p.detach().clone() for p in module.parameters()]
-
-
-def test_nan_stops_before_the_weights_change() -> None:
-    module = MCMIDistill(*networks(seed=1), 10)
-    poison = Poison()
-    with pytest.raises(FloatingPointError, match="not finite at step 2") as error:
-        fit(module, poison, accumulate_grad_batches=1)
-    assert re.search(r"indices of the batch: (\[.*\])", str(error.value)).group(1) == str(poison.index)
-    assert_same(list(module.parameters()), poison.weights)

@@ -153,13 +153,19 @@ def _batches(rows: list[_Row], size: int, context: int | None) -> Iterator[list[
 def drawn(logits: Tensor, uniforms: Tensor) -> Tensor:
     """A token of each row (N,) of logits (N, V): the inverse of its distribution function, in float64, at u in [0, 1).
 
+    Raises:
+        FloatingPointError: logits are NaN.
+
     Example:
         >>> drawn(torch.tensor([[0.25, 0.5, 0.25]]).log().expand(4, 3), torch.tensor([0.0, 0.3, 0.7, 0.8]))
         tensor([0, 1, 1, 2])
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)
     place = uniforms.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, place, right=True)[:, 0]  # the first whose cumulative probability is above
+    token = torch.searchsorted(cumulative, place, right=True)[:, 0]  # the first whose cumulative probability is above
+    if (token == logits.shape[-1]).any():
+        raise FloatingPointError("Logits that a token is to be drawn from are not finite")
+    return token
 
 
 class _Choose:
