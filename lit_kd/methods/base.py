@@ -172,6 +172,7 @@ class Distill(LightningModule, ABC):
         self.strict_loading = False
         for child in self.children():
             if any(True for _ in child.parameters()) and not isinstance(child, FSDPModule):
+                child.to(memory_format=torch.contiguous_format)  # it shards no other, such as channels_last
                 # A root stays gathered after a forward that no backward follows, unless told otherwise.
                 fully_shard(child, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
 
