@@ -1,6 +1,8 @@
 """Every trainer config fits: several devices as two machines of torchrun, one by the command line."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,22 @@ def test_one_gpu(tmp_path: Path) -> None:
     assert names == ["ExportStudent", "RunSummary", "ChannelsLast", "CompileNetworks"]
     assert saved["precision"] == "bf16-mixed"
     assert (tmp_path / "digits/teacher/export/model.safetensors").is_file()
+
+
+def commands() -> list[str]:
+    """What the page hands to torchrun or srun, behind the name of the program."""
+    blocks = re.findall(r"```shell\n(.*?)```", (CONFIGS.parent / "docs/multi_gpu.md").read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace(" &\n", "\n").splitlines()
+    return [re.split(r"lit[-_]kd ", line)[1].split(" #")[0] for line in lines if re.search(r"lit[-_]kd ", line)]
+
+
+def test_commands_of_the_page_name_files_and_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(commands()) == 4
+    for command in commands():
+        words = [str(CONFIGS.parent / word) if word.startswith("configs/") else word for word in shlex.split(command)]
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--print_config"])
+        assert stop.value.code == 0, capsys.readouterr().err
 
 
 def test_each_config_is_tried() -> None:
