@@ -3,8 +3,8 @@
 A line in a ``bash`` block
 - without a mark is run by the tests in a shortened form: of the digits by tests/test_docs.py, of the generated problems
   ("arithmetic") by tests/cli, which go over the lines of the page of their method;
-- marked "# needs a GPU", "# needs a server" or "# downloads" must name a config and options that exist; tests/cli fit
-  every config on tiny files;
+- marked "# needs a GPU", "# needs a server", "# needs an account" or "# downloads" must name a config and options that
+  exist, if it is one of ours; tests/cli fit every config on tiny files;
 - of ``SHELL`` is run as it stands, by CI or by the reader.
 Indented commands, which stand above a table, have measured it, in minutes to hours: their options must exist.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MARKS = ("needs a GPU", "needs a server", "downloads")
+MARKS = ("needs a GPU", "needs a server", "needs an account", "downloads")
 SHELL = re.compile(r"make (demo|test|docs|lint)|pip install .+|for \w+ in .+; do|done.*")
 
 
@@ -58,11 +58,11 @@ COMMANDS = [command for page in PAGES for command in commands_of(page)]
 MEASURED = [command for page in PAGES for command in measured_by(page)]
 
 
-def unmarked(containing: str, page: str | None = None) -> list[Command]:
+def unmarked(pattern: str, page: str | None = None) -> list[Command]:
     """Commands that the tests run, in order, each where it comes first."""
     found: dict[str, Command] = {}
     for command in COMMANDS:
-        if command.mark is None and containing in command.text and page in (None, command.page):
+        if command.mark is None and re.search(pattern, command.text) and page in (None, command.page):
             found.setdefault(command.text, command)
     return list(found.values())
 
