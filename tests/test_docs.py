@@ -108,13 +108,6 @@ def test_options_of_scripts_exist(text: str, tmp_path: Path, monkeypatch: pytest
         runpy.run_module(module, run_name="__main__")
 
 
-def test_the_example_of_reuse_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(ROOT / "examples" / "reuse.py"), run_name="__main__")
-    accuracy = re.search(r"test/acc\W+([\d.]+)", capsys.readouterr().out)
-    assert accuracy is not None
-    assert float(accuracy[1]) > 0.7
-
-
 PACKAGES = ["attacks", "callbacks", "datamodules", "language.engines", "losses", "methods", "models", "objectives"]
 
 
