@@ -98,7 +98,7 @@ def words_in_use(target: Tensor, threshold: float | None = None) -> Tensor:
 def nearest_words(features: Tensor, words: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
     r"""Index of the nearest word of each feature, and their squared Euclidean distance.
 
-    .. math:: \arg\min_k d_k, \quad d_k = |f|^2 - 2 \langle f, w_k \rangle + |w_k|^2
+    .. math:: argmin_k \, d_k, \quad d_k = |f|^2 - 2 \langle f, w_k \rangle + |w_k|^2
 
     Args:
         features: f, (N, C).

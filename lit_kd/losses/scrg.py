@@ -37,7 +37,7 @@ def cognitive_difference(student_logits: Tensor, teacher_logits: Tensor, mask: T
 def error_index(differences: Tensor, student_tokens: Tensor, teacher_tokens: Tensor, mask: Tensor) -> Tensor:
     r"""The position at which each sequence is corrected, or -1 where there is none.
 
-    .. math:: j = \arg\max \{ d_i : y^S_i \neq y^T_i \}
+    .. math:: j = argmax_i \{ d_i : y^S_i \neq y^T_i \}
 
     Of equal differences the first one counts. A large difference where both choose the same token is no error.
 
