@@ -30,6 +30,7 @@ LAYERS = [
     "intervals",
     "files",
     "processes",
+    "checks",
 ]
 MODULES = [name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "lit_kd.") if name != "lit_kd.__main__"]
 

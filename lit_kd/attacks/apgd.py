@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lit_kd.attacks.common import AttackResult, check_budget, check_counts, check_loss, run_attack
+from lit_kd.attacks.common import AttackResult, check_budget, check_loss, run_attack
 from lit_kd.attacks.geometry import Norm, direction, is_zero, per_sample, project
 from lit_kd.attacks.geometry import random_start as random_point
 from lit_kd.attacks.objectives import Loss, margin, min_classes, objective
+from lit_kd.checks import check_share, check_whole
 
 
 def apgd(
@@ -68,9 +69,9 @@ def apgd(
     """
     check_budget(eps, norm, image)
     check_loss(loss, temperature)
-    check_counts(steps=steps, restarts=restarts)
-    if not 0 <= rho <= 1:
-        raise ValueError(f"rho={rho} must lie in [0, 1].")
+    check_whole(0, steps=steps, seed=seed)
+    check_whole(restarts=restarts)
+    check_share(rho=rho)
     windows = _windows(steps)
 
     def search(image: Tensor, label: Tensor, target: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

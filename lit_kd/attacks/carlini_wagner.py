@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lit_kd.attacks.common import AttackResult, run_attack
 from lit_kd.attacks.geometry import is_zero, l2_norm, per_sample
 from lit_kd.attacks.objectives import margin
+from lit_kd.checks import check_not_negative, check_positive, check_whole
 
 
 def carlini_wagner(
@@ -60,12 +61,9 @@ def carlini_wagner(
     Raises:
         ValueError: see :func:`lit_kd.attacks.common.run_attack`; a setting out of range.
     """
-    for name, value, least in (("steps", steps, 1), ("search_steps", search_steps, 1), ("confidence", confidence, 0)):
-        if not value >= least:
-            raise ValueError(f"{name}={value} must be at least {least}.")
-    for name, value in (("lr", lr), ("initial_c", 1.0 if initial_c is None else initial_c)):
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be positive.")
+    check_whole(steps=steps, search_steps=search_steps)
+    check_not_negative(confidence=confidence)
+    check_positive(lr=lr, initial_c=1.0 if initial_c is None else initial_c)
 
     def search(image: Tensor, label: Tensor, target: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         aim = _nearest_class(model, image, label, confidence) if target is None else target

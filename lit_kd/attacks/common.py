@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import chain
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from lit_kd.attacks.geometry import Norm, l2_norm
 from lit_kd.attacks.objectives import Loss, margin
+from lit_kd.checks import check_choice, check_network, check_not_negative, check_positive, check_whole_or_none
 from lit_kd.models.modes import eval_mode
 
 
@@ -90,8 +92,8 @@ def run_attack(
         ValueError: images outside [0, 1], labels outside the classes, fewer than ``classes`` logits, probabilities
             instead of logits, a batch size below 1.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    check_network(model=model)
+    check_whole_or_none(batch_size=batch_size)
     index = torch.arange(len(image)) if index is None else index
     check_images(image)
     with attack_mode(model):
@@ -99,7 +101,7 @@ def run_attack(
         image, label = image.detach().clone().clamp_(0, 1), label.detach().clone()
         target = None if target is None else target.detach().clone()
         if len(image):
-            check_network(model, image[:1], label, target, classes)
+            check_classes(model, image[:1], label, target, classes)
         size = batch_size or max(len(image), 1)
         parts = []
         for at in range(0, max(len(image), 1), size):
@@ -155,7 +157,7 @@ def check_images(image: Tensor) -> None:
             )
 
 
-def check_network(model: nn.Module, image: Tensor, label: Tensor, target: Tensor | None, classes: int) -> None:
+def check_classes(model: nn.Module, image: Tensor, label: Tensor, target: Tensor | None, classes: int) -> None:
     """Raise a ValueError unless the network gives logits, enough of them for the labels and for the loss."""
     with torch.no_grad():
         logits = model(image)
@@ -190,10 +192,10 @@ def check_logits(logits: Tensor) -> None:
 
 def check_budget(eps: float, norm: Norm, image: Tensor) -> None:
     """Raise a ValueError for an eps that is not a distance between images in [0, 1]."""
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"norm={norm!r} must be 'linf' or 'l2'.")
+    check_choice(get_args(Norm), norm=norm)
+    check_not_negative(eps=eps)
     largest = 1.0 if norm == "linf" else math.prod(image.shape[1:]) ** 0.5
-    if not 0 <= eps <= largest:
+    if eps > largest:
         raise ValueError(
             f"eps={eps} must lie in [0, {largest:.4g}], the {norm} distances of pixels in [0, 1]: write 8/255, not 8."
         )
@@ -201,15 +203,5 @@ def check_budget(eps: float, norm: Norm, image: Tensor) -> None:
 
 def check_loss(loss: Loss, temperature: float) -> None:
     """Raise a ValueError for an unknown loss or a temperature that is not positive."""
-    if loss not in ("ce", "margin", "dlr"):
-        raise ValueError(f"loss={loss!r} must be 'ce', 'margin' or 'dlr'.")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be positive.")
-
-
-def check_counts(**counts: int) -> None:
-    """Raise a ValueError for a number of ``steps`` below 0 or of anything else below 1."""
-    for name, count in counts.items():
-        least = 0 if name == "steps" else 1
-        if count < least:
-            raise ValueError(f"{name}={count} must be at least {least}.")
+    check_choice(get_args(Loss), loss=loss)
+    check_positive(temperature=temperature)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lit_kd.attacks.common import AttackResult, check_budget, count_classes, run_attack
 from lit_kd.attacks.geometry import Norm
+from lit_kd.checks import check_whole
 
 # AutoAttack
 
@@ -68,7 +69,7 @@ def autoattack(
     try:
         ensemble_class = import_module("pyautoattack").AutoAttack
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("AutoAttack needs pyautoattack: pip install 'lit-kd[attacks]'") from error
+        raise ModuleNotFoundError("AutoAttack needs pyautoattack: pip install 'lit-kd[attacks]'.") from error
     check_budget(eps, norm, image)
     _check_float32(image, "pyautoattack")
     if not attacks or not set(attacks) <= PARTS.keys():
@@ -146,6 +147,7 @@ class TorchAttack:
 
     def __init__(self, class_path: str, init_args: Mapping[str, Any] | None = None, seed: int = 0) -> None:
         self.attack_class, self.init_args, self.seed = _find_class(class_path), dict(init_args or {}), seed
+        check_whole(0, seed=seed)
         self._title = self.attack_class.__name__
         self.name = f"{class_path.partition('.')[0]}.{self._title}"
         self.caveat = CAVEATS.get(self._title)

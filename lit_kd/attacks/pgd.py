@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lit_kd.attacks.common import AttackResult, check_budget, check_counts, check_loss, run_attack
+from lit_kd.attacks.common import AttackResult, check_budget, check_loss, run_attack
 from lit_kd.attacks.geometry import Norm, direction, is_zero, project
 from lit_kd.attacks.geometry import random_start as random_point
 from lit_kd.attacks.objectives import Loss, margin, min_classes, objective
+from lit_kd.checks import check_not_negative, check_whole
 
 
 def pgd(
@@ -60,7 +61,9 @@ def pgd(
     """
     check_budget(eps, norm, image)
     check_loss(loss, temperature)
-    check_counts(steps=steps, restarts=restarts)
+    check_whole(0, steps=steps, seed=seed)
+    check_whole(restarts=restarts)
+    check_not_negative(alpha=0.0 if alpha is None else alpha)
     step_size = eps / 4 if alpha is None else alpha
 
     def search(image: Tensor, label: Tensor, target: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from lit_kd.attacks.fgsm import fgsm
 from lit_kd.attacks.geometry import Norm, direction
 from lit_kd.attacks.libraries import TorchAttack, autoattack
 from lit_kd.attacks.pgd import pgd
+from lit_kd.checks import check_choice, check_list, check_not_negative, check_positive, check_whole
 
 Kind = Literal["diagnostic", "naive", "adaptive", "transfer", "minimal_norm", "library"]
 ATTACKS = (
@@ -76,7 +77,15 @@ class Protocol:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the names of the attacks."""
+        """Check the settings, as far as they can be without images."""
+        check_not_negative(eps=self.eps)
+        check_choice(get_args(Norm), norm=self.norm)
+        for radius in self.eps_grid:
+            check_not_negative(eps_grid=radius)
+        check_whole(restarts=self.restarts)
+        check_whole(0, steps=self.steps, seed=self.seed)
+        check_positive(temperature=1.0 if self.temperature is None else self.temperature)
+        check_list(attacks=self.attacks)
         unknown = [name for name in self.attacks if name not in ATTACKS]
         if unknown:
             raise ValueError(f"attacks={unknown} do not exist; choose from {', '.join(ATTACKS)}.")
@@ -193,7 +202,7 @@ def _reasons(protocol: Protocol, temperature: float, num_classes: int, has_sourc
     if num_classes < 4:
         reasons["autoattack"] = "AutoAttack's targeted DLR needs 4 classes"
     elif find_spec("pyautoattack") is None:
-        reasons["autoattack"] = "AutoAttack needs pyautoattack: pip install 'lit-kd[attacks]'"
+        reasons["autoattack"] = "AutoAttack needs pyautoattack: pip install 'lit-kd[attacks]'."
     return reasons
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lit_kd.checks import check_choice
 from lit_kd.files import replacing
 
 
@@ -25,6 +26,7 @@ class AnswersWriter(BasePredictionWriter):
 
     def __init__(self, split: Literal["train", "val", "test"] = "test") -> None:
         super().__init__(write_interval="epoch")
+        check_choice(("train", "val", "test"), split=split)
         self.split = split
 
     def write_on_epoch_end(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_kd.callbacks.network_probe import NetworkProbe, Stage, even_share, gather_rows, image_and_label
 from lit_kd.callbacks.word_maps import WordMaps, own_levels
+from lit_kd.checks import check_whole
 from lit_kd.losses.collapse import effective_rank, feature_spread, mean_pairwise_cosine
 
 
@@ -50,8 +51,7 @@ class CollapseMonitor(NetworkProbe):
         word_levels: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(network, layer)
-        if max_samples < 2:
-            raise ValueError(f"max_samples={max_samples} must be at least 2: one image has no pair.")
+        check_whole(2, max_samples=max_samples)
         self.max_samples = max_samples
         self.word_network = word_network
         self.word_levels = word_levels

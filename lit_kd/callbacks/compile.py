@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_kd.checks import check_list
+
 NETWORKS = ("student", "network", "teacher")  # names that our methods give to theirs
 
 
@@ -33,6 +35,7 @@ class CompileNetworks(Callback):
         mode: str | None = None,
         dynamic: bool | None = None,
     ) -> None:
+        check_list(parts=parts or [])
         self.parts = parts
         self.settings: dict[str, Any] = {"backend": backend, "mode": mode, "dynamic": dynamic}
 

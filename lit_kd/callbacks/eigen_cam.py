@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
+from lit_kd.checks import check_network, check_whole
 from lit_kd.files import replacing
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.taps import FeatureTaps, stage_paths
@@ -42,6 +43,9 @@ class EigenCAMPanel(Callback):
         names: tuple[str, str] = ("MLL teacher", "MCMI teacher"),
     ) -> None:
         require_plots("EigenCAMPanel")
+        check_network(reference=reference)
+        check_whole(0, class_index=class_index)
+        check_whole(num_images=num_images)
         self.reference = reference.eval()
         self.class_index, self.num_images = class_index, num_images
         self.layer, self.names = layer, names
@@ -102,7 +106,7 @@ def require_plots(who: str) -> None:
         import matplotlib  # noqa: F401
         import pytorch_grad_cam  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{who} draws with {error.name}: pip install 'lit-kd[plots]'.") from error
+        raise ModuleNotFoundError(f"{who} needs {error.name}: pip install 'lit-kd[plots]'.") from error
 
 
 @rank_zero_only

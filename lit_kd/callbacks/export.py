@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from lit_kd.callbacks.network_probe import find_attribute
+from lit_kd.checks import check_choice
 from lit_kd.models.card import Origin, describe_network
 from lit_kd.models.ema import EMATeacher
 from lit_kd.models.export import save_exported
@@ -33,7 +35,7 @@ class ExportStudent(Callback):
         notes: Markdown, for the card.
 
     Raises:
-        ValueError: "best" without such a callback, or with sharded weights.
+        ValueError: a network that the module does not have; "best" without such a callback, or with sharded weights.
     """
 
     def __init__(
@@ -45,15 +47,15 @@ class ExportStudent(Callback):
         dataset: str | None = None,
         notes: str = "",
     ) -> None:
-        if weights not in ("last", "best"):
-            raise ValueError(f'weights={weights!r} must be "last" or "best".')
+        check_choice(("last", "best"), weights=weights)
         self.folder = folder
         self.network = network
         self.weights = weights
         self.license, self.dataset, self.notes = license, dataset, notes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See that a best checkpoint will be there."""
+        """See that the network is there, and that a best checkpoint will be."""
+        find_attribute(pl_module, self.network, nn.Module)
         if stage == "fit" and self.weights == "best" and _chooser(trainer) is None:
             raise ValueError('weights="best" needs a ModelCheckpoint with monitor among the callbacks: add one.')
 
@@ -68,7 +70,7 @@ class ExportStudent(Callback):
         class_names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         if class_names:
             details["class_names"] = list(class_names)
-        save_exported(getattr(pl_module, self.network), folder, details, origin)
+        save_exported(find_attribute(pl_module, self.network, nn.Module), folder, details, origin)
 
     def _origin(self, trainer: Trainer, module: LightningModule, metrics: dict[str, float]) -> Origin:
         """What the card says beside the network itself."""

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lit_kd.callbacks.network_probe import NetworkProbe, Stage, gather_rows, image_and_label
+from lit_kd.checks import check_list, check_whole
 
 
 def few_shot_accuracy(
@@ -40,9 +41,9 @@ def few_shot_accuracy(
         >>> few_shot_accuracy(torch.eye(2).repeat_interleave(3, 0), torch.tensor([0, 0, 0, 1, 1, 1]), 2, 1, 2, 10)
         (1.0, 0.0)
     """
-    for name, value in (("ways", ways), ("shots", shots), ("queries", queries), ("episodes", episodes)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
+    check_whole(2, ways=ways)
+    check_whole(shots=shots, queries=queries, episodes=episodes)
+    check_whole(0, seed=seed)
     labels = labels.cpu()
     classes, counts = labels[labels >= 0].unique(return_counts=True)
     classes = classes[counts >= shots + queries]
@@ -102,10 +103,12 @@ class FewShotEpisodes(NetworkProbe):
         seed: int = 0,
     ) -> None:
         super().__init__(network, layer)
-        counts = [("ways", ways), *(("shots", n) for n in shots), ("queries", queries), ("episodes", episodes)]
-        for name, value in counts:
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
+        check_whole(2, ways=ways)
+        check_list(shots=shots)
+        for number in shots:
+            check_whole(shots=number)
+        check_whole(0, seed=seed)
+        check_whole(queries=queries, episodes=episodes)
         self.ways, self.shots, self.queries = ways, tuple(shots), queries
         self.episodes, self.seed = episodes, seed
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []

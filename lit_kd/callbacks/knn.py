@@ -16,6 +16,7 @@ from lit_kd.callbacks.network_probe import (
     image_and_label,
     training_set,
 )
+from lit_kd.checks import check_choice, check_positive, check_whole, check_whole_or_none
 
 
 def weighted_knn(
@@ -52,9 +53,8 @@ def weighted_knn(
         >>> weighted_knn(bank, torch.tensor([0, 1, 1]), torch.tensor([[3.0, 3.0]]), 3, 0.07, 2)
         tensor([[0.3333, 0.6667]])
     """
-    for name, value in (("k", k), ("temperature", temperature), ("chunk", chunk)):
-        if value <= 0:
-            raise ValueError(f"{name}={value} must be positive.")
+    check_whole(k=k, num_classes=num_classes, chunk=chunk)
+    check_positive(temperature=temperature)
     known = bank_labels >= 0
     labels = bank_labels[known]
     if len(labels) and labels.max() >= num_classes:
@@ -110,9 +110,10 @@ class KNNProbe(NetworkProbe):
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(network, layer)
-        for name, value in (("k", k), ("temperature", temperature), ("every_n_epochs", every_n_epochs)):
-            if value <= 0:
-                raise ValueError(f"{name}={value} must be positive.")
+        check_whole(k=k, every_n_epochs=every_n_epochs, chunk=chunk)
+        check_positive(temperature=temperature)
+        check_whole_or_none(num_classes=num_classes)
+        check_choice(("float32", "float16", "bfloat16"), dtype=dtype)
         self.k, self.temperature, self.chunk = k, temperature, chunk
         self.num_classes = num_classes
         self.every_n_epochs = every_n_epochs

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from lit_kd.callbacks.network_probe import Counts, NetworkProbe, Stage, class_count, image_and_label
+from lit_kd.checks import check_whole_or_none
 
 
 class OnlineLinearProbe(NetworkProbe):
@@ -46,6 +47,7 @@ class OnlineLinearProbe(NetworkProbe):
         optimizer: OptimizerCallable | None = None,
     ) -> None:
         super().__init__(network, layer)
+        check_whole_or_none(num_classes=num_classes)
         self.num_classes = num_classes
         self.make_optimizer = optimizer or _adam
         self._forget()

@@ -24,6 +24,7 @@ from lit_kd.attacks.libraries import TorchAttack
 from lit_kd.attacks.report import Report, summarize
 from lit_kd.attacks.report_files import GALLERY, write_report
 from lit_kd.attacks.suite import Protocol, Suite, build_suite
+from lit_kd.checks import check_network, check_whole, check_whole_or_none
 from lit_kd.datamodules.batch import Batch, unpack
 from lit_kd.files import replacing
 from lit_kd.processes import gather_objects
@@ -70,10 +71,12 @@ class RobustnessReport(Callback):
         num_images: int = 8,
         errors: bool = False,
     ) -> None:
-        if max_samples is not None and max_samples < 1:
-            raise ValueError(f"max_samples={max_samples} must be at least 1, or None for the whole test set.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        for name, network in (("undefended", undefended), ("teacher", teacher)):
+            if network is not None:
+                check_network(**{name: network})
+        check_whole_or_none(max_samples=max_samples)
+        check_whole(batch_size=batch_size)
+        check_whole(0, num_images=num_images)
         self.protocol = protocol or Protocol()
         self.undefended, self.baseline, self.teacher = undefended, baseline, teacher
         self.max_samples, self.batch_size, self.num_images = max_samples, batch_size, num_images

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_kd.callbacks.network_probe import NetworkProbe, Stage, even_share, image_and_label
 from lit_kd.callbacks.word_maps import WordMaps
+from lit_kd.checks import check_whole
 from lit_kd.files import replacing
 
 
@@ -46,10 +47,8 @@ class VocabularyPanel(NetworkProbe):
         try:
             import matplotlib  # noqa: F401
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("VocabularyPanel draws with matplotlib: pip install 'lit-kd[plots]'.") from error
-        for name, value in (("num_words", num_words), ("num_patches", num_patches), ("max_samples", max_samples)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
+            raise ModuleNotFoundError("VocabularyPanel needs matplotlib: pip install 'lit-kd[plots]'.") from error
+        check_whole(num_words=num_words, num_patches=num_patches, max_samples=max_samples)
         super().__init__(network)
         self.levels = levels
         self.num_words, self.num_patches, self.max_samples = num_words, num_patches, max_samples

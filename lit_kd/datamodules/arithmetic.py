@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from lit_kd.checks import check_list, check_share, check_whole
 from lit_kd.datamodules.problems import Part, ProblemDataModule
 from lit_kd.language.arithmetic import LARGEST, make_arithmetic
 from lit_kd.language.chat import Prompt
@@ -53,15 +54,13 @@ class ArithmeticDataModule(ProblemDataModule):
         Raises:
             ValueError: As `ProblemDataModule`; an argument is out of range; the template lacks a place.
         """
+        check_list(levels=levels)
         levels = list(levels)  # plain in the checkpoint
         super().__init__(tokenizer=tokenizer, system_prompt=system_prompt, max_length=max_length, **settings)
-        for name, number in (("samples", samples), ("test_samples", test_samples)):
-            if number < 1:
-                raise ValueError(f"{name}={number} must be at least 1.")
+        check_whole(samples=samples, test_samples=test_samples)
         if not levels or not set(levels) <= set(LARGEST):
             raise ValueError(f"levels={levels} must be some of {', '.join(map(str, LARGEST))}.")
-        if not 0 <= hint_fraction <= 1:
-            raise ValueError(f"hint_fraction={hint_fraction} must lie in [0, 1]: 0 makes no hint chats.")
+        check_share(hint_fraction=hint_fraction)
         check_template(hint_template)
         self.samples = {"train": samples, "test": test_samples}
         self.levels = levels

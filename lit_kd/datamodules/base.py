@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from lit_kd.checks import check_list, check_share, check_whole, check_whole_or_none
 from lit_kd.datamodules.augment import counter_uniform, random_crop_flip
 from lit_kd.datamodules.loading import (
     Batch,
@@ -85,18 +86,12 @@ class ImageDataModule(LightningDataModule, ABC):
                 class has no training sample.
         """
         super().__init__()
-        for name, number, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("samples_per_epoch", samples_per_epoch, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if number is not None and number < least:
-                raise ValueError(f"{name}={number} must be at least {least}.")
-        if not 0 < train_fraction <= 1:
-            raise ValueError(f"train_fraction={train_fraction} must lie in (0, 1]: 1 trains on every sample.")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction} must lie in [0, 1): 0 holds no sample out.")
+        check_whole(batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_whole(0, num_workers=num_workers, seed=seed)
+        check_whole_or_none(samples_per_epoch=samples_per_epoch)
+        check_share("(0, 1]", train_fraction=train_fraction)
+        check_share("[0, 1)", val_fraction=val_fraction)
+        check_list(omit_classes=omit_classes or [])
         if views is not None and not augment:
             raise ValueError("views are random and augment=False forbids it: leave one of them out.")
         self.save_hyperparameters()

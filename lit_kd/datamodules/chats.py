@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lit_kd.checks import check_share
 from lit_kd.datamodules.loading import Batch, ResumableLoader
 from lit_kd.datamodules.packing import Bins
 from lit_kd.datamodules.problems import CompletionDataModule
@@ -108,8 +109,7 @@ class ChatDataModule(CompletionDataModule):
             FileNotFoundError: In `setup`, a file is missing.
         """
         super().__init__(tokenizer=tokenizer, max_length=max_length, **settings)
-        if not 0 < gold_fraction < 1:
-            raise ValueError(f"gold_fraction={gold_fraction} must lie in (0, 1): it is a share of all chats.")
+        check_share("(0, 1)", gold_fraction=gold_fraction)
         if val is not None and self.val_fraction:
             raise ValueError(f"val={val!r} and val_fraction={self.val_fraction}: leave one out.")
         self.chats, self.gold, self.gold_fraction, self.val = chats, gold, gold_fraction, val

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from lit_kd.checks import check_whole, check_whole_or_none
 from lit_kd.datamodules.augment import counter_bits
 from lit_kd.datamodules.base import ImageDataModule, Split
 from lit_kd.datamodules.decoding import decode_image
@@ -128,9 +129,8 @@ class ImageFolderDataModule(ImageDataModule):
         """
         root = str(root)  # a plain string in the checkpoint: weights_only loading refuses paths
         super().__init__(**settings)
-        for name, number in (("image_size", image_size), ("canvas_size", canvas_size)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name}={number} must be at least 1.")
+        check_whole(canvas_size=canvas_size)
+        check_whole_or_none(image_size=image_size)
         if self.views is None:
             self.image_size = image_size or 224
         elif image_size not in (None, self.image_size):

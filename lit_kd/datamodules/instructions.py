@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_kd.checks import check_choice, check_whole, check_whole_or_none
 from lit_kd.datamodules.loading import ResumableLoader, ShardSampler
 from lit_kd.datamodules.problems import ChatSet, ColumnSet, CompletionDataModule
 from lit_kd.datamodules.subsets import choose_texts
@@ -89,16 +90,16 @@ class InstructionDataModule(CompletionDataModule):
             raise ValueError(
                 f"val_fraction={self.val_fraction} must stay 0: the first val_samples={val_samples} validate."
             )
-        if prompt not in ("alpaca", "chat"):
-            raise ValueError(f'prompt={prompt!r} must be "alpaca" or "chat".')
-        if not 1 <= max_prompt_length < max_length:
-            raise ValueError(f"max_prompt_length={max_prompt_length} must be from 1 to max_length={max_length} - 1.")
-        if val_samples < 0 or not 0 <= answer_in_validation <= val_samples:
+        check_choice(("alpaca", "chat"), prompt=prompt)
+        check_whole(max_prompt_length=max_prompt_length)
+        check_whole(0, val_samples=val_samples, answer_in_validation=answer_in_validation)
+        check_whole_or_none(limit=limit)
+        if max_prompt_length >= max_length:
+            raise ValueError(f"max_prompt_length={max_prompt_length} must be less than max_length={max_length}.")
+        if answer_in_validation > val_samples:
             raise ValueError(
                 f"answer_in_validation={answer_in_validation} must be from 0 to val_samples={val_samples}."
             )
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit={limit} must be at least 1: None takes every row.")
         if test in TEST_SETS and root is None:
             raise ValueError(f"test={test!r} is the file {TEST_SETS[test]} of MiniLLM's data: give root, or a file.")
         if test not in (HELD_OUT, *TEST_SETS) and not test.endswith(".jsonl"):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_kd.checks import check_choice, check_whole_or_none
 from lit_kd.datamodules.loading import Batch, ResumableLoader, ShardSampler
 from lit_kd.datamodules.text import Split, TextDataModule, TextSet
 from lit_kd.language.answers import Kind
@@ -140,10 +141,8 @@ class ProblemDataModule(CompletionDataModule):
                 the tokenizer has no chat template.
         """
         super().__init__(tokenizer=tokenizer, max_length=max_length, **settings)
-        if predict_on not in ("train", "test"):
-            raise ValueError(f"predict_on={predict_on!r} must be 'train' or 'test'.")
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit={limit} must be at least 1: None takes every problem.")
+        check_choice(("train", "test"), predict_on=predict_on)
+        check_whole_or_none(limit=limit)
         self.system_prompt = system_prompt
         self.predict_on = predict_on
         self.limit = limit

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from lit_kd.checks import check_choice
 from lit_kd.datamodules.subsets import choose_texts
 from lit_kd.datamodules.text import Split, TextDataModule, TokenSet
 from lit_kd.language.squad import SquadExample, SquadFeature, check_stride, make_features, read_squad, squad_examples
@@ -64,8 +65,7 @@ class SQuADDataModule(TextDataModule):
         train_file = None if train_file is None else str(train_file)
         eval_file = None if eval_file is None else str(eval_file)
         super().__init__(tokenizer=tokenizer, max_length=max_length, **settings)
-        if version not in HUB_NAMES:
-            raise ValueError(f"version={version!r} must be '1.1' or '2.0'.")
+        check_choice(HUB_NAMES, version=version)
         self.version = version
         self.train_file, self.eval_file = train_file, eval_file
         self.windows: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from lit_kd.checks import check_choice
 from lit_kd.datamodules.loading import Batch
 from lit_kd.datamodules.problems import ChatSet, ColumnSet, CompletionDataModule, chat_set
 from lit_kd.datamodules.text import Split, TextSet
@@ -81,8 +82,7 @@ class HintsDataModule(StageDataModule):
             FileNotFoundError: In `setup`, there are no rollouts.
         """
         super().__init__(tokenizer="", seed=seed, eval_batch_size=eval_batch_size, num_workers=num_workers)
-        if match not in ("equal", "exact"):
-            raise ValueError(f'match={match!r} must be "equal" or "exact".')
+        check_choice(("equal", "exact"), match=match)
         self.folder, self.match = rollouts, match
         self.words: dict[str, Any] = {"official": official, "system": system_prompt, "template": template}
 
@@ -161,8 +161,7 @@ class SSBDataModule(StageDataModule):
             FileNotFoundError: In `setup`, there is no such folder.
         """
         super().__init__(tokenizer=tokenizer, max_length=max_length, **settings)
-        if student_prompt not in ("chat", "flat"):
-            raise ValueError(f'student_prompt={student_prompt!r} must be "chat" or "flat".')
+        check_choice(("chat", "flat"), student_prompt=student_prompt)
         self.folder, self.teacher_logits = refined, teacher_logits
         self.student_prompt, self.include_eos = student_prompt, include_eos
         self.teacher_temperature: float | None = None  # of the logits, once they are read

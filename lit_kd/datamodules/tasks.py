@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lit_kd.checks import check_choice, check_share, check_whole_or_none
 from lit_kd.datamodules.loading import ResumableLoader, ShardSampler
 from lit_kd.datamodules.problems import ColumnSet, Part, ProblemDataModule
 from lit_kd.datamodules.text import Split, TextDataModule, TextSet
@@ -100,13 +101,10 @@ class TaskDataModule(TextDataModule):
         super().__init__(tokenizer="", eval_batch_size=eval_batch_size, num_workers=num_workers)
         if root is not None and problems is not None:
             raise ValueError(f"root={root!r} and problems={type(problems).__name__}: leave one of them out.")
-        if predict_on not in ("train", "test"):
-            raise ValueError(f"predict_on={predict_on!r} must be 'train' or 'test'.")
-        for name, number in (("limit", limit), ("words", words)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name}={number} must be at least 1.")
-        if duplicates is not None and not 0 < duplicates <= 1:
-            raise ValueError(f"duplicates={duplicates} must lie in (0, 1]: 1 drops inputs with the same words only.")
+        check_choice(("train", "test"), predict_on=predict_on)
+        check_whole_or_none(limit=limit, words=words)
+        if duplicates is not None:
+            check_share("(0, 1]", duplicates=duplicates)
         own = read_task(task)
         taken = {"question": "question", "gold": "answer"} if problems is not None else {}
         own = replace(own, columns={**own.columns, **taken, **(columns or {})}, words=words or own.words)

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_kd.checks import check_share, check_whole, check_whole_or_none
 from lit_kd.datamodules.loading import (
     Batch,
     BucketSampler,
@@ -138,23 +139,15 @@ class TextDataModule(LightningDataModule, ABC):
                 no texts of that length.
         """
         super().__init__()
-        for name, number, least in (
-            ("max_length", max_length, 1),
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("samples_per_epoch", samples_per_epoch, 1),
-            ("num_workers", num_workers, 0),
-            ("train_samples", train_samples, 1),
-            ("pad_to_multiple_of", pad_to_multiple_of, 1),
-        ):
-            if number is not None and number < least:
-                raise ValueError(f"{name}={number} must be at least {least}.")
-        if not 0 < train_fraction <= 1:
-            raise ValueError(f"train_fraction={train_fraction} must lie in (0, 1]: 1 trains on every text.")
+        check_whole(max_length=max_length, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_whole(0, num_workers=num_workers, seed=seed)
+        check_whole_or_none(
+            samples_per_epoch=samples_per_epoch, train_samples=train_samples, pad_to_multiple_of=pad_to_multiple_of
+        )
+        check_share("(0, 1]", train_fraction=train_fraction)
+        check_share("[0, 1)", val_fraction=val_fraction)
         if train_samples is not None and train_fraction < 1:
             raise ValueError(f"train_fraction={train_fraction} and train_samples={train_samples}: leave one out.")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction} must lie in [0, 1): 0 holds no text out.")
         self.save_hyperparameters()
         self.tokenizer_path = tokenizer
         self.max_length = max_length

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from lit_kd.checks import check_choice
 from lit_kd.datamodules.base import ImageDataModule, Split
 from lit_kd.datamodules.decoding import decode_images, is_image, list_files, read_files
 from lit_kd.datamodules.loading import InMemoryImages
@@ -61,8 +62,7 @@ class TinyImageNetDataModule(ImageDataModule):
         super().__init__(**settings)
         if checksum is not None and len(checksum) not in (32, 64):
             raise ValueError(f"checksum={checksum} is neither an md5 (32 hex digits) nor a sha256 (64).")
-        if label_space not in ("tiny", "imagenet"):
-            raise ValueError(f"label_space={label_space!r} must be 'tiny' or 'imagenet'.")
+        check_choice(("tiny", "imagenet"), label_space=label_space)
         if label_space == "imagenet" and self.omit_classes:
             raise ValueError("omit_classes concerns training, which label_space='imagenet' has none of: leave it out.")
         self.root = Path(root)

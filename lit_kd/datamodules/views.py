@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_kd.checks import check_list, check_share, check_whole
 from lit_kd.datamodules.augment import counter_uniform
 from lit_kd.datamodules.colour import grayscale, jitter
 from lit_kd.datamodules.resampling import ATTEMPTS, blur_taps, filter_images, resize_taps, resized_boxes, taps_needed
@@ -102,10 +103,9 @@ class MultiCropViews:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        positive, counts = ("teacher_size", "crop_size", "patch_size"), ("num_crops", "num_patches", "max_offset")
-        for name in positive + counts:
-            if (number := getattr(self, name)) < (least := int(name in positive)):
-                raise ValueError(f"{name}={number} must be at least {least}.")
+        check_whole(teacher_size=self.teacher_size, crop_size=self.crop_size, patch_size=self.patch_size)
+        check_whole(teacher_resize=self.teacher_resize, patch_image_size=self.patch_image_size)
+        check_whole(0, num_crops=self.num_crops, num_patches=self.num_patches, max_offset=self.max_offset)
         if self.teacher_size > self.teacher_resize:
             raise ValueError(
                 f"teacher_size={self.teacher_size} must be at most teacher_resize={self.teacher_resize}, of which it "
@@ -121,12 +121,13 @@ class MultiCropViews:
                 f"patch_image_size={self.patch_image_size}: their sum must not be larger."
             )
         for name, top in (("crop_scale", 1), ("patch_scale", 1), ("ratio", torch.inf), ("blur_sigma", torch.inf)):
+            check_list(**{name: getattr(self, name)})
             low, high = getattr(self, name)
             if not 0 < low <= high <= top:
                 raise ValueError(f"{name}=({low}, {high}) must satisfy 0 < low <= high <= {top}.")
         for name in ("jitter_probability", "gray_probability", "blur_probability", "flip_probability"):
-            if not 0 <= (share := getattr(self, name)) <= 1:
-                raise ValueError(f"{name}={share} must lie in [0, 1].")
+            check_share(**{name: getattr(self, name)})
+        check_list(color_jitter=self.color_jitter)
         if len(self.color_jitter) != 4 or min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
             raise ValueError(
                 f"color_jitter={tuple(self.color_jitter)} must be four numbers from 0 on, the last at most 0.5."

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lit_kd.checks import check_choice, check_list, check_whole
 from lit_kd.language.answers import Answer, Kind, extract_answer, grade
 from lit_kd.language.engines.sampling import Completion
 from lit_kd.language.overlap import Overlap
@@ -166,8 +167,9 @@ def metric_of(kind: ScoreKind, samples: int, labels: Sequence[str] = ()) -> Answ
         >>> metric_of("label", 1, ("yes", "no"))
         LabelAccuracy()
     """
-    if kind not in get_args(ScoreKind):
-        raise ValueError(f"kind={kind!r} must be one of {', '.join(get_args(ScoreKind))}.")
+    check_choice(get_args(ScoreKind), kind=kind)
+    check_whole(samples=samples)
+    check_list(labels=labels)
     if kind == "label":
         return LabelAccuracy(samples, labels)
     if kind == "overlap":

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
+from lit_kd.checks import check_choice
 from lit_kd.language.canonical import canonical_formula, canonical_number, is_word
 from lit_kd.language.equivalence import compare_formulas, require_math_verify
 
@@ -156,7 +157,7 @@ def gsm8k_gold(text: str) -> str:
         '18'
     """
     if (gold := _after_hashes(text)) is None:
-        raise ValueError(f"No '####' before a gold answer in {text[-60:]!r}: is this a solution of GSM8K?")
+        raise ValueError(f"No '####' before a gold answer in {text[-60:]!r}: a solution of GSM8K has it.")
     return gold
 
 
@@ -238,8 +239,7 @@ def _value(text: str | None, kind: Kind) -> Fraction | None:
 
 
 def _check_gold(gold: str, kind: Kind) -> None:
-    if kind not in ("number", "math", "integer"):
-        raise ValueError(f"kind={kind!r} must be 'number', 'math' or 'integer'.")
+    check_choice(get_args(Kind), kind=kind)
     if kind == "math":
         require_math_verify()
         readable = bool(canonical_formula(gold))

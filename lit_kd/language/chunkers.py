@@ -12,6 +12,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_kd.checks import check_whole
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -90,8 +92,7 @@ class NgramChunker(Chunker):
     """
 
     def __init__(self, n: int = 3) -> None:
-        if n < 1:
-            raise ValueError(f"n={n} must be at least 1: it is the number of words of a span.")
+        check_whole(n=n)
         self.n = n
 
     def spans(self, text: str) -> list[Span]:
@@ -116,7 +117,7 @@ class NltkChunker(Chunker):
         try:
             import nltk
         except ImportError as error:
-            raise ImportError('NltkChunker needs nltk: pip install "lit-kd[llm]".') from error
+            raise ImportError("NltkChunker needs nltk: pip install 'lit-kd[llm]'.") from error
         self.parser = _parser(grammar)
         try:
             nltk.data.find("taggers/averaged_perceptron_tagger_eng/")
@@ -150,7 +151,7 @@ class SpacyChunker(Chunker):
         try:
             import spacy
         except ImportError as error:
-            raise ImportError('SpacyChunker needs spaCy: pip install "lit-kd[spacy]".') from error
+            raise ImportError("SpacyChunker needs spaCy: pip install 'lit-kd[spacy]'.") from error
         try:
             self.pipeline: Any = spacy.load(model, exclude=["ner", "lemmatizer"])
         except OSError as error:

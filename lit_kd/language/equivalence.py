@@ -45,7 +45,7 @@ def compare_formulas(prediction: str, gold: str, seconds: float = SECONDS) -> Ve
 def require_math_verify() -> None:
     """Raise the sentence that says how to install math-verify, if it is not."""
     if find_spec("math_verify") is None:
-        raise ModuleNotFoundError("Answers of kind 'math' are compared by math-verify: pip install 'lit-kd[llm]'.")
+        raise ModuleNotFoundError("kind='math' needs math-verify: pip install 'lit-kd[llm]'.")
 
 
 @cache

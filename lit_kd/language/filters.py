@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
+from lit_kd.checks import check_share
+
 Gram = tuple[Hashable, ...]
 
 
@@ -35,8 +37,7 @@ def near_duplicates(
         >>> near_duplicates(["Tom has 3 apples.", "tom has 3 apples", "Tom has 4 apples."])
         [None, 0, None]
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold={threshold} must lie in (0, 1]: 1 drops texts with the same words only.")
+    check_share("(0, 1]", threshold=threshold)
     groups = [None] * len(texts) if groups is None else groups
     sets = [{(group, *gram) for gram in grams(text, size)} for group, text in zip(groups, texts, strict=True)]
     frequency = Counter(gram for each in sets for gram in each)

@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from lit_kd.checks import check_choice
 from lit_kd.intervals import bootstrap_interval, wilson_interval
 from lit_kd.language.chat import Message
 from lit_kd.language.engines.sampling import Engine, Sampling
@@ -187,5 +188,4 @@ def _chat(system: str, user: str) -> list[Message]:
 
 
 def _see_one_reply(sampling: Sampling) -> None:
-    if sampling.samples != 1:
-        raise ValueError(f"samples={sampling.samples} of the judge must be 1: it is asked once about each order.")
+    check_choice((1,), samples=sampling.samples)

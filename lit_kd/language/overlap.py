@@ -34,7 +34,7 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     try:
         found = rouge_score([prediction], [list(references)], accumulate="best", use_stemmer=True, rouge_keys="rougeL")
     except ModuleNotFoundError as error:
-        raise ImportError('Rouge-L needs nltk: pip install "lit-kd[llm]"') from error
+        raise ImportError("Rouge-L needs nltk: pip install 'lit-kd[llm]'.") from error
     return float(found["rougeL_fmeasure"])
 
 

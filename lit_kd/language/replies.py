@@ -104,7 +104,7 @@ def _repaired(text: str) -> Any:
     try:
         import json_repair
     except ImportError as error:
-        raise ImportError('Replies that are not quite JSON need json-repair: pip install "lit-kd[llm]"') from error
+        raise ImportError("Mending JSON needs json-repair: pip install 'lit-kd[llm]'.") from error
     fenced = text.partition("```")[0]
     try:
         return json_repair.loads(re.sub(r'\\(?=[^"\\/bfnrtu])', r"\\\\", fenced))

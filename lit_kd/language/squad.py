@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_kd.checks import check_choice, check_whole
 from lit_kd.language.tokens import CHUNK, TokenRows, flat_rows
 
 if TYPE_CHECKING:
@@ -74,8 +75,11 @@ def read_squad(path: str | Path, version: str) -> list[SquadExample]:
     """Read an official JSON file of version 1.1 or 2.0; what tells them apart is the mark `is_impossible`.
 
     Raises:
+        FileNotFoundError: there is no file.
         ValueError: it is no such file, has no question, or is one of the other version.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: give an official JSON file of SQuAD.")
     try:
         data = json.loads(Path(path).read_bytes())["data"]
         pairs = [(p["context"], qa) for article in data for p in article["paragraphs"] for qa in p["qas"]]
@@ -195,12 +199,9 @@ def check_stride(
     Raises:
         ValueError: the stride is too large for the room that the longest question leaves, or out of range.
     """
-    if stride_mode not in ("overlap", "step"):
-        raise ValueError(f"stride_mode={stride_mode!r} must be 'overlap' or 'step'.")
-    if stride < (stride_mode == "step"):
-        raise ValueError(
-            f"stride={stride} must be at least {int(stride_mode == 'step')} where stride_mode={stride_mode!r}."
-        )
+    check_choice(("overlap", "step"), stride_mode=stride_mode)
+    check_whole(int(stride_mode == "step"), stride=stride)
+    check_whole(max_question_length=max_question_length)
     specials = tokenizer.num_special_tokens_to_add(pair=True)
     room = max_length - specials - max_question_length
     if stride > room - (stride_mode == "overlap"):  # tokenizers panic at an overlap that is not smaller than the room

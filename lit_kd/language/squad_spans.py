@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lit_kd.checks import check_whole
 from lit_kd.language.squad import SquadExample, SquadFeature
 
 
@@ -87,9 +88,7 @@ def predict_spans(
         >>> found.text, found.null_odds, [c.text for c in found.n_best[:2]]
         ('Paris', -5.0, ['Paris', 'Paris is big'])
     """
-    for name, value in (("n_best", n_best), ("max_answer_length", max_answer_length)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
+    check_whole(n_best=n_best, max_answer_length=max_answer_length)
     windows: dict[int, list[int]] = defaultdict(list)
     for index in sorted(logits):
         windows[features[index].example].append(index)

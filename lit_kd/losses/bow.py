@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_kd.checks import check_choice, check_positive, check_whole
 from lit_kd.losses.shared import Reduction, full_precision, reduce
 
 Pool = Literal["max", "avg"]
@@ -52,9 +53,8 @@ def bow_codes(
     """
     _check_channels(features, words)
     if not hard:
-        check_inverse_delta(inverse_delta)
-        if not mean_distance > 0:
-            raise ValueError(f"mean_distance={float(mean_distance):g} must be positive: it divides the distances.")
+        check_positive(inverse_delta=inverse_delta)
+        check_positive(mean_distance=mean_distance)
     rows = features.flatten(2).transpose(1, 2)  # (B, HW, C)
     codes = rows.new_empty(*rows.shape[:2], len(words))
     for images, places in _pieces(codes.shape, _BLOCK_ELSEWHERE):
@@ -88,7 +88,7 @@ def bow_target(codes: Tensor, pool: Pool = "max") -> Tensor:
         >>> bow_target(codes), bow_target(codes, pool="avg")
         (tensor([[0.5000, 0.5000]]), tensor([[0.6667, 0.3333]]))
     """
-    check_pool(pool)
+    check_choice(("max", "avg"), pool=pool)
     return _normalized(codes.amax((2, 3)) if pool == "max" else codes.mean((2, 3)))
 
 
@@ -111,6 +111,7 @@ def bow_loss(logits: Tensor, target: Tensor, crops_per_image: int, *, reduction:
         >>> bow_loss(torch.zeros(2, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]), crops_per_image=2)
         tensor(0.6931)
     """
+    check_whole(crops_per_image=crops_per_image)
     if logits.shape != (len(target) * crops_per_image, target.shape[1]):
         raise ValueError(
             f"logits {tuple(logits.shape)} do not fit target {tuple(target.shape)} with "
@@ -171,6 +172,7 @@ class WordDistances:
     @full_precision
     def __init__(self, features: Tensor, words: Tensor, max_elements: int = MAX_ELEMENTS) -> None:
         _check_channels(features, words)
+        check_whole(max_elements=max_elements)
         self._rows = features.flatten(2).transpose(1, 2).contiguous()  # (B, HW, C)
         self._words = words
         self._max_elements = max_elements
@@ -185,7 +187,9 @@ class WordDistances:
     @torch.no_grad()
     def target(self, inverse_delta: float | None, mean_distance: float | Tensor, pool: Pool = "max") -> Tensor:
         """The bag of words of each image, (B, K), rows sum to 1; ``inverse_delta`` None assigns hard."""
-        check_pool(pool)
+        check_choice(("max", "avg"), pool=pool)
+        if inverse_delta is not None:
+            check_positive(inverse_delta=inverse_delta)
         bags = self._rows.new_zeros(len(self._rows), len(self._words))
         block = _BLOCK.get(bags.device.type, _BLOCK_ELSEWHERE)
         for images, _, distances in self._pieces():
@@ -208,18 +212,6 @@ class WordDistances:
             return
         for images, places in _pieces(self._shape, self._max_elements):
             yield images, places, _distances(self._rows[images, places], self._words)
-
-
-def check_inverse_delta(inverse_delta: float | None) -> None:
-    """Raise a ValueError unless the sharpness of soft codes is positive."""
-    if inverse_delta is None or not inverse_delta > 0:
-        raise ValueError(f"inverse_delta={inverse_delta} must be positive: the temperature is mean_distance over it.")
-
-
-def check_pool(pool: str) -> None:
-    """Raise a ValueError for an unknown way of pooling."""
-    if pool not in ("max", "avg"):
-        raise ValueError(f"pool={pool!r} must be 'max' or 'avg'.")
 
 
 def _check_channels(features: Tensor, words: Tensor) -> None:

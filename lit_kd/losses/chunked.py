@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_kd.checks import check_whole
+
 
 def chunked_loss(
     loss: Callable[[Tensor, slice], Tensor], states: Tensor, head: Callable[[Tensor], Tensor], chunk: int = 256
@@ -40,8 +42,7 @@ def chunked_loss(
         >>> torch.allclose(chunked_loss(loss, states, head, chunk=2), whole)
         True
     """
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}: it is the number of rows of logits held at once")
+    check_whole(chunk=chunk)
     if states.ndim != 2:
         raise ValueError(f"states must be (N, H), the rows that count, got {tuple(states.shape)}")
     differentiate = torch.is_grad_enabled()

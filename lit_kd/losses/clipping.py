@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_kd.checks import check_choice, check_positive, check_share, check_whole
 from lit_kd.losses.tokens import check_pair, log_probs, warn_of_infinity
 
 ClipNorm = Literal["rest", "renorm", "none"]
@@ -68,16 +69,11 @@ class Clip:
 
     def __post_init__(self) -> None:
         """Check them."""
-        if self.mask not in ("soft", "hard", "straight_through"):
-            raise ValueError(f'mask must be "soft", "hard" or "straight_through", got {self.mask!r}')
-        if self.norm not in ("renorm", "rest", "none"):
-            raise ValueError(f'norm must be "renorm", "rest" or "none", got {self.norm!r}')
-        if not self.sharpness > 0:
-            raise ValueError(f"sharpness must be positive, got {self.sharpness}")
-        if self.min_keep < 1:
-            raise ValueError(f"min_keep must be at least 1, the peak, got {self.min_keep}")
-        if not 0 <= self.coverage <= 1:
-            raise ValueError(f"coverage must be in [0, 1], got {self.coverage}")
+        check_choice(("soft", "hard", "straight_through"), mask=self.mask)
+        check_choice(("renorm", "rest", "none"), norm=self.norm)
+        check_positive(sharpness=self.sharpness)
+        check_whole(min_keep=self.min_keep)
+        check_share(coverage=self.coverage)
 
 
 def interpolated_quantiles(values: Tensor, levels: Tensor) -> Tensor:
@@ -108,8 +104,7 @@ def check_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     check_pair(student_logits, teacher_logits)
     if student_logits.ndim != 2 or student_logits.shape[1] < 2:
         raise ValueError(f"logits must be rows (N, V) of at least 2 classes, got {tuple(student_logits.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_positive(temperature=temperature)
 
 
 def in_blocks(terms: Callable[..., DACTerms], *rows: Tensor) -> DACTerms:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_kd.checks import check_choice, check_positive, check_share, check_whole
 from lit_kd.losses.shared import full_precision
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ class ContrastMemory(nn.Module):
             negatives: "class" draws from the samples of other classes, "instance" from all other samples.
         """
         super().__init__()
-        if negatives not in ("class", "instance"):
-            raise ValueError(f'negatives must be "class" or "instance", got {negatives!r}')
+        check_choice(("class", "instance"), negatives=negatives)
+        check_whole(feature_dim=feature_dim, num_negatives=num_negatives)
+        check_share(momentum=momentum)
         self.num_negatives = num_negatives
         self.momentum = momentum
         self.negatives = negatives
@@ -190,6 +192,8 @@ class CRDLoss(nn.Module):
             ValueError: negatives is neither of the two.
         """
         super().__init__()
+        check_positive(temperature=temperature)
+        check_whole(student_dim=student_dim, teacher_dim=teacher_dim, feature_dim=feature_dim)
         self.temperature = temperature
         self.student_head = nn.Linear(student_dim, feature_dim)
         self.teacher_head = nn.Linear(teacher_dim, feature_dim)

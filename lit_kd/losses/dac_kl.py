@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_kd.checks import check_choice, check_whole, check_whole_or_none
 from lit_kd.losses.clipping import (
     Clip,
     DACTerms,
@@ -136,13 +137,11 @@ class DACKL(nn.Module):
             ValueError: a setting that is none of these, or that ``features`` need and is missing.
         """
         super().__init__()
-        if objective not in ("min", "max"):
-            raise ValueError(f'objective must be "min" or "max", got {objective!r}')
+        check_choice(("min", "max"), objective=objective)
         self.clip = clip if objective == "min" else replace(clip, coverage_weight=-clip.coverage_weight)
-        if features not in ("topk", "full_probs", "student_teacher_probs", "stats"):
-            raise ValueError(
-                f'features must be "topk", "full_probs", "student_teacher_probs" or "stats", got {features!r}'
-            )
+        check_choice(("topk", "full_probs", "student_teacher_probs", "stats"), features=features)
+        check_whole(hidden=hidden, top_k=top_k)
+        check_whole_or_none(2, num_classes=num_classes)
         if num_classes is None and features in ("full_probs", "student_teacher_probs"):
             raise ValueError(f"features={features!r} needs num_classes")
         largest, smallest = limits

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_kd.checks import check_choice, check_share
 from lit_kd.losses.tokens import (
     TokenReduction,
     check_pair,
@@ -100,7 +101,7 @@ def symmetric_kl(
         >>> symmetric_kl(student, teacher)
         tensor(0.0824)
     """
-    _check_share("reverse_weight", reverse_weight)
+    check_share(reverse_weight=reverse_weight)
     terms = partial(_both, weigh=lambda p, q: (1 - reverse_weight, reverse_weight))
     return _divergence(terms, student_logits, teacher_logits, mask, temperature, reduction)
 
@@ -127,7 +128,7 @@ def generalized_jsd(
         >>> generalized_jsd(student, teacher)
         tensor(0.0200)
     """
-    _check_share("beta", beta)
+    check_share(beta=beta)
     ends: dict[float, _Terms] = {0: _forward, 1: _reverse}
     terms = ends.get(beta) or partial(_jensen_shannon, beta=beta)
     return _divergence(terms, student_logits, teacher_logits, mask, temperature, reduction)
@@ -153,7 +154,7 @@ def skew_forward_kl(
         >>> skew_forward_kl(student, teacher)
         tensor(0.0608)
     """
-    _check_skew(alpha)
+    check_share("[0, 1)", alpha=alpha)
     terms = partial(_skew_forward, alpha=alpha)
     return _divergence(terms, student_logits, teacher_logits, mask, temperature, reduction)
 
@@ -176,7 +177,7 @@ def skew_reverse_kl(
         >>> skew_reverse_kl(student, teacher)
         tensor(0.0700)
     """
-    _check_skew(alpha)
+    check_share("[0, 1)", alpha=alpha)
     terms = partial(_skew_reverse, alpha=alpha)
     return _divergence(terms, student_logits, teacher_logits, mask, temperature, reduction)
 
@@ -225,9 +226,8 @@ def adaptive_kl(
         >>> adaptive_kl(student, teacher), adaptive_kl(student, teacher, variant="dskd")
         (tensor(0.0529), tensor(0.0525))
     """
-    _check_share("mu", mu)
-    if variant not in ("official", "dskd"):
-        raise ValueError(f'variant must be "official" or "dskd", got {variant!r}')
+    check_share(mu=mu)
+    check_choice(("official", "dskd"), variant=variant)
     terms = partial(_both, weigh=partial(_head_and_tail, mu=mu, variant=variant))
     return _divergence(terms, student_logits, teacher_logits, mask, temperature, reduction)
 
@@ -338,13 +338,3 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return (gradient[:, None] * slope).to(ctx.dtype), None, None, None
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
-
-
-def _check_skew(alpha: float) -> None:
-    if not 0 <= alpha < 1:
-        raise ValueError(f"alpha must be in [0, 1), got {alpha}: it is what the mixture has of its own side")

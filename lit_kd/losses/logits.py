@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_kd.checks import check_not_negative, check_positive
 from lit_kd.losses.shared import Reduction, full_precision, reduce
 
 
@@ -72,6 +73,7 @@ def dkd_loss(
         tensor(1.4446)
     """
     _check_logits(student_logits, teacher_logits, temperature)
+    check_not_negative(alpha=alpha, beta=beta)
     num_classes = student_logits.shape[1]
     if num_classes < 3:
         raise ValueError(f"dkd_loss needs at least 3 classes, got {num_classes}: use kd_loss")
@@ -115,6 +117,7 @@ def dist_loss(
         tensor(True)
     """
     _check_logits(student_logits, teacher_logits, temperature)
+    check_not_negative(beta=beta, gamma=gamma)
     student, teacher = (student_logits / temperature).softmax(1), (teacher_logits / temperature).softmax(1)
     inter = 1 - _pearson(student, teacher, dim=1).mean()
     intra = 1 - _pearson(student, teacher, dim=0).mean()
@@ -187,8 +190,7 @@ def _check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: f
             "student_logits and teacher_logits must be (B, C) of the same samples and classes, "
             f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_positive(temperature=temperature)
 
 
 def _kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_kd.checks import check_not_negative
 from lit_kd.losses.shared import Reduction, full_precision, reduce
 
 MIN_PROBABILITY = 1e-12  # of a centroid: its logarithm stays finite where a softmax underflowed
@@ -128,8 +129,7 @@ def mcmi_loss(
         >>> mcmi_loss(torch.tensor([[0.9, 0.1]]).log(), torch.tensor([0]), centroids, weight=0.25)
         tensor(0.0763)
     """
-    if not weight >= 0:
-        raise ValueError(f"weight must not be negative, got {weight}: the minus sign is part of the loss")
+    check_not_negative(weight=weight)
     cross_entropy = F.cross_entropy(logits, labels, reduction=reduction)
     return cross_entropy - weight * surrogate_kl(logits, labels, centroids, reduction=reduction)
 

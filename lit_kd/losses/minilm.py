@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_kd.checks import check_choice, check_whole, check_whole_or_none
 from lit_kd.losses.shared import full_precision
 
 Vector = Literal["q", "k", "v"]
@@ -155,10 +156,8 @@ def _check(
     reduction: str,
     chunk: int | None,
 ) -> None:
-    if reduction not in ("sample", "token"):
-        raise ValueError(f'reduction={reduction!r} must be "sample" or "token".')
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least 1: it is the number of relation heads held at once.")
+    check_choice(("sample", "token"), reduction=reduction)
+    check_whole_or_none(chunk=chunk)
     check_relations(relations)
     for name, vectors in (("student", student), ("teacher", teacher)):
         for vector in sorted({vector for pair in relations for vector in pair}):
@@ -181,7 +180,8 @@ def check_relations(relations: Sequence[tuple[str, str]]) -> None:
 
 def check_heads(name: str, width: int, heads: int) -> None:
     """Raise a ValueError where heads do not divide a network's width."""
-    if heads < 1 or width % heads:
+    check_whole(heads=heads)
+    if width % heads:
         raise ValueError(
             f"heads={heads} does not divide the {name}'s width {width}: take a number that divides the width of both "
             "networks, such as 12 or 48 for 384 and 768."

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_kd.checks import check_not_negative
 from lit_kd.losses.shared import check_same_batch, check_same_shape, full_precision
 
 
@@ -72,6 +73,7 @@ def rkd_loss(
         tensor(True)
     """
     check_same_batch(student_embedding, teacher_embedding)
+    check_not_negative(distance_weight=distance_weight, angle_weight=angle_weight)
     student_distances, student_angles = _distances_and_angles(student_embedding)
     teacher_distances, teacher_angles = _distances_and_angles(teacher_embedding)
     distance_loss = F.smooth_l1_loss(student_distances, teacher_distances)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_kd.checks import check_whole
 from lit_kd.losses.features import hierarchical_context_loss
 
 CACHED_SAMPLES = 8  # fused together on a CPU: 2 MB a temporary at 64 x 32 x 32, where a batch's would leave the cache
@@ -84,6 +85,7 @@ class ReviewFusion(nn.Module):
                 "student_channels and teacher_channels must name as many stages, "
                 f"got {len(student_channels)} and {len(teacher_channels)}"
             )
+        check_whole(max_mid_channels=max_mid_channels)
         mid_channels = min(max_mid_channels, student_channels[-1])
         deepest = len(student_channels) - 1
         self.stages = nn.ModuleList(

@@ -9,6 +9,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from lit_kd.checks import check_choice
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Reduction = Literal["mean", "none"]
@@ -50,11 +52,8 @@ def _widen(value: object) -> object:
 
 def reduce(per_sample: Tensor, reduction: Reduction) -> Tensor:
     """Mean over the batch, or the (B,) terms themselves for "none"."""
-    if reduction == "mean":
-        return per_sample.mean()
-    if reduction == "none":
-        return per_sample
-    raise ValueError(f'reduction must be "mean" or "none", got {reduction!r}')
+    check_choice(("mean", "none"), reduction=reduction)
+    return per_sample.mean() if reduction == "mean" else per_sample
 
 
 def check_same_shape(student: Tensor, teacher: Tensor) -> None:

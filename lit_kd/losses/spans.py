@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lit_kd.checks import check_choice, check_positive
 from lit_kd.losses.shared import check_same_shape, full_precision
 
 SpanNorm = Literal["squared", "l2", "mse"]
@@ -39,8 +40,7 @@ def span_relation_loss(
         >>> span_relation_loss(student, teacher, torch.tensor([[0, 0]]))
         tensor(0.0050)
     """
-    if norm not in ("squared", "l2", "mse"):
-        raise ValueError(f'norm must be "squared", "l2" or "mse", got {norm!r}')
+    check_choice(get_args(SpanNorm), norm=norm)
     check_same_shape(student_probs, teacher_probs)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs must be (P, 2), rows (sample, k), got {tuple(pairs.shape)}")
@@ -89,10 +89,8 @@ def span_relations_of_rows(
         >>> torch.allclose(chunked_loss(loss, states[pairs.flatten()], head, chunk=4), whole)  # an even chunk
         True
     """
-    if norm not in ("squared", "l2", "mse"):
-        raise ValueError(f'norm must be "squared", "l2" or "mse", got {norm!r}')
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_choice(get_args(SpanNorm), norm=norm)
+    check_positive(temperature=temperature)
     check_same_shape(student_logits, teacher_logits)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs must be (P, 2), two rows each, got {tuple(pairs.shape)}")

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_kd.checks import check_choice, check_positive
+
 TokenReduction = Literal["token", "sequence", "sum", "none"]
 
 LOG_ZERO = -1e4  # stands for log 0: times a probability of 0 it is 0, where -inf would be NaN
@@ -21,10 +23,8 @@ def check_tokens(logits: Tensor, mask: Tensor | None, temperature: float, reduct
             f"mask must have one value a token, {tuple(logits.shape[:-1])} for logits {tuple(logits.shape)}, "
             f"got {tuple(mask.shape)}"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if reduction not in ("token", "sequence", "sum", "none"):
-        raise ValueError(f'reduction must be "token", "sequence", "sum" or "none", got {reduction!r}')
+    check_positive(temperature=temperature)
+    check_choice(("token", "sequence", "sum", "none"), reduction=reduction)
     if reduction == "sequence" and logits.ndim != 3:
         raise ValueError(f'reduction="sequence" needs logits (B, S, V), got {tuple(logits.shape)}: use "token"')
 

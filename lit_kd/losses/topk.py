@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lit_kd.checks import check_choice
 from lit_kd.losses.shared import full_precision
 from lit_kd.losses.tokens import LOG_ZERO, TokenReduction, check_tokens, counted, reduce_tokens, warn_of_infinity
 
@@ -53,8 +54,7 @@ def topk_kl(
         >>> topk_kl(student, torch.tensor([[0, 1]]), teacher[:, :2], tail="renormalize_teacher")
         tensor(0.2877)
     """
-    if tail not in ("bucket", "renormalize_both", "renormalize_teacher", "none"):
-        raise ValueError(f'tail must be "bucket", "renormalize_both", "renormalize_teacher" or "none", got {tail!r}')
+    check_choice(get_args(Tail), tail=tail)
     shape, vocabulary = student_logits.shape[:-1], student_logits.shape[-1]
     if teacher_indices.shape != teacher_logprobs.shape or teacher_indices.shape[:-1] != shape:
         raise ValueError(

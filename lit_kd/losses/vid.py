@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_kd.checks import check_positive, check_whole
 from lit_kd.losses.features import pool_to_smaller
 from lit_kd.losses.shared import Reduction, check_same_shape, full_precision, reduce
 
@@ -68,6 +69,8 @@ class VIDRegressor(nn.Module):
             initial_variance: variance of each channel before training.
         """
         super().__init__()
+        check_whole(student_channels=student_channels, teacher_channels=teacher_channels)
+        check_positive(initial_variance=initial_variance)
         self.mean = nn.Sequential(
             nn.Conv2d(student_channels, teacher_channels, 1, bias=False),
             nn.ReLU(),

@@ -89,7 +89,10 @@ class Distill(LightningModule, ABC):
 
     def build_optimizer(self) -> Optimizer:
         """The optimizer of all parameters that require gradients."""
-        return self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError(f"{type(self).__name__} has no parameter that requires a gradient: nothing would learn.")
+        return self.make_optimizer(trained)
 
     @property
     def _by_recipe(self) -> bool:

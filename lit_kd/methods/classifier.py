@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from lit_kd.checks import check_network, check_positive, check_whole
 from lit_kd.datamodules.batch import Batch, unpack
 from lit_kd.methods.base import Distill
 from lit_kd.models.compiled import unwrapped
@@ -43,9 +44,10 @@ class Classifier(Distill):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
+        check_network(network=network)
+        check_whole(2, num_classes=num_classes)
+        check_positive(temperature=temperature)
         check_classes("network", network, num_classes)
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature} must be positive.")
         self.network = unwrapped(network)
         self.num_classes = num_classes
         self.temperature = temperature
@@ -55,12 +57,21 @@ class Classifier(Distill):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, num_classes)."""
-        return self.network(image)
+        logits = self.network(image)
+        check_logits("network", logits, self.num_classes)
+        return logits
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Look at the first batch: a network that normalises must not get images that are normalised already."""
+        """Look at the first batch: its labels, and that images come as the network takes them."""
         if batch_idx == 0:
-            check_pixels(self.network, unpack(batch)[0])
+            image, label, _ = unpack(batch)
+            check_pixels(self.network, image)
+            check_labels(label, self.num_classes)
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Look at its labels, too: a fit begins with a validation."""
+        if batch_idx == 0:
+            check_labels(unpack(batch)[1], self.num_classes)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy at the temperature."""
@@ -127,6 +138,21 @@ def check_classes(name: str, network: nn.Module, num_classes: int) -> None:
     if own is not None and own != num_classes:
         raise ValueError(
             f"The {name} has {own} classes but num_classes={num_classes}: give both the data's number of classes."
+        )
+
+
+def check_logits(name: str, logits: Tensor, num_classes: int) -> None:
+    """Raise a ValueError where a network gives other logits than one for each class."""
+    if logits.shape[1:] != (num_classes,):
+        raise ValueError(f"The {name} gives logits of shape {tuple(logits.shape)} for num_classes={num_classes}.")
+
+
+def check_labels(label: Tensor, num_classes: int) -> None:
+    """Raise a ValueError where numbers of classes lie outside of them: on a GPU the process would end without one."""
+    low, high = label.aminmax()
+    if not label.is_floating_point() and (low < 0 or high >= num_classes):
+        raise ValueError(
+            f"Labels span [{low}, {high}] but num_classes={num_classes}: they must be from 0 to {num_classes - 1}."
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 
+from lit_kd.checks import check_network, check_share
 from lit_kd.datamodules.batch import Batch, unpack
 from lit_kd.losses import soft_cross_entropy
 from lit_kd.methods.classifier import Classifier, check_classes
@@ -73,10 +74,10 @@ class DefensiveDistill(Classifier):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_network(student=student, teacher=teacher)
         super().__init__(student, num_classes, temperature, optimizer, lr_scheduler)
         check_classes("teacher", teacher, num_classes)
-        if not 0 <= hard_weight <= 1:
-            raise ValueError(f"hard_weight={hard_weight} must lie in [0, 1].")
+        check_share(hard_weight=hard_weight)
         self.teacher = FrozenTeacher(teacher)
         self.hard_weight = hard_weight
         self.soft_scale = temperature**2 if t_squared else 1.0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_kd.checks import check_network, check_positive, check_share
 from lit_kd.methods.base import Distill
 from lit_kd.methods.schedules import warmup_linear
 from lit_kd.models.compiled import unwrapped
@@ -53,14 +54,13 @@ class EncoderFineTune(Distill, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
-        for name, value in (("temperature", temperature), ("lr", lr)):
-            if value <= 0:
-                raise ValueError(f"{name}={value} must be positive.")
-        if not 0 <= kd_weight <= 1:
-            raise ValueError(f"kd_weight={kd_weight} must lie in [0, 1].")
+        check_network(network=network)
+        check_positive(temperature=temperature, lr=lr)
+        check_share(kd_weight=kd_weight)
         if teacher is network:
             raise ValueError("network and teacher are one object, and the teacher is frozen: build two.")
         if teacher is not None:
+            check_network(teacher=teacher)
             check_tokenizers(network=network, teacher=teacher)
         self.network = unwrapped(network)
         self.teacher = None if teacher is None else FrozenTeacher(teacher)

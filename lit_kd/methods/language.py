@@ -16,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
+from lit_kd.checks import check_choice, check_positive, check_share, check_whole
 from lit_kd.language.accuracy import ScoreKind, metric_of
 from lit_kd.language.chat import lm_tokenizer, unlearnt_end
 from lit_kd.language.engines import Completion, Engine, Sampling, TransformersEngine
@@ -88,13 +89,10 @@ class LanguageModel(Distill):
         super().__init__(optimizer, lr_scheduler)
         if network is None and engine is None:
             raise ValueError("network and engine are both None: one of them has to write the answers.")
-        for name, number in (("lr", lr), ("chunk", chunk), ("answer_batch_size", answer_batch_size)):
-            if number <= 0:
-                raise ValueError(f"{name}={number} must be positive.")
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup={warmup} must lie in [0, 1): it is a share of the steps.")
-        if reduction not in ("token", "sequence"):
-            raise ValueError(f'reduction={reduction!r} must be "token" or "sequence".')
+        check_positive(lr=lr)
+        check_whole(chunk=chunk, answer_batch_size=answer_batch_size)
+        check_share("[0, 1)", warmup=warmup)
+        check_choice(("token", "sequence"), reduction=reduction)
         self.student = None if network is None else CompletionStates(network)
         self.given_engine, self.answer_batch_size = engine, answer_batch_size
         self.sampling = Sampling(**sampling) if isinstance(sampling, dict) else sampling  # as checkpoints keep it

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_kd.checks import check_not_negative, check_positive
 from lit_kd.losses import forward_kl
 from lit_kd.methods.encoder_fine_tuning import entry
 from lit_kd.methods.language import (
@@ -64,10 +65,10 @@ class LanguageDistill(LanguageModel):
         **settings: Any,
     ) -> None:
         super().__init__(network, **settings)
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature} must be positive.")
-        if min(kd_weight, ce_weight) < 0 or kd_weight + ce_weight == 0:
-            raise ValueError(f"kd_weight={kd_weight} and ce_weight={ce_weight} must not be negative, and not both 0.")
+        check_positive(temperature=temperature)
+        check_not_negative(kd_weight=kd_weight, ce_weight=ce_weight)
+        if kd_weight + ce_weight == 0:
+            raise ValueError("kd_weight=0 and ce_weight=0 leave no term to learn from: raise one of them.")
         if teacher is None and kd_weight:
             raise ValueError(f"kd_weight={kd_weight} needs a teacher, and it is None: give one, or kd_weight=0.")
         if teacher == "adapter_off" and kd_weight and not hasattr(network, "disable_adapter"):

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lit_kd.checks import check_image_shape, check_network, check_not_negative, check_whole
 from lit_kd.datamodules.batch import Batch
 from lit_kd.methods.classifier import Classifier
 from lit_kd.models.compiled import unwrapped
@@ -42,6 +43,9 @@ class LinearOnFeatures(nn.Module):
         image_shape: tuple[int, int, int] = (3, 32, 32),
     ) -> None:
         super().__init__()
+        check_network(backbone=backbone)
+        check_whole(2, num_classes=num_classes)
+        check_image_shape(image_shape)
         self.backbone = unwrapped(backbone)
         self._pooled = PooledFeatures(self.backbone, layer)
         size = self._pooled.evaluate(torch.zeros(2, *image_shape)).shape[1]
@@ -97,6 +101,7 @@ class LinearEvaluation(Classifier):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_network(backbone=backbone)
         network = LinearOnFeatures(FrozenTeacher(backbone), num_classes, layer, batch_norm, image_shape)
         super().__init__(network, num_classes, optimizer=optimizer, lr_scheduler=lr_scheduler)
         add_top5(self)
@@ -152,9 +157,7 @@ class FineTune(Classifier):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        for name, rate in (("backbone_lr", backbone_lr), ("head_lr", head_lr)):
-            if rate < 0:
-                raise ValueError(f"{name}={rate} must not be negative.")
+        check_not_negative(backbone_lr=backbone_lr, head_lr=head_lr)
         network = LinearOnFeatures(backbone, num_classes, layer, image_shape=image_shape)
         super().__init__(network, num_classes, optimizer=optimizer, lr_scheduler=lr_scheduler)
         self.backbone_lr, self.head_lr = backbone_lr, head_lr

@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics import Metric
 
+from lit_kd.checks import check_choice, check_image_shape, check_network, check_not_negative, check_whole
 from lit_kd.datamodules.batch import Batch, unpack
 from lit_kd.losses import mcmi_loss
-from lit_kd.methods.classifier import Classifier, check_classes
+from lit_kd.methods.classifier import Classifier, check_classes, check_logits
 from lit_kd.models.card import Paper
 from lit_kd.models.modes import eval_mode
 from lit_kd.models.taps import FeatureTaps
@@ -126,10 +127,9 @@ class MCMITeacher(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(network, num_classes, optimizer=optimizer, lr_scheduler=lr_scheduler)
-        if weight < 0:
-            raise ValueError(f"weight={weight} (lambda) must not be negative: the minus sign of the loss is ours.")
-        if centroids not in ("frozen", "epoch"):
-            raise ValueError(f"centroids={centroids!r} must be 'frozen' or 'epoch'.")
+        check_not_negative(weight=weight)
+        check_choice(("frozen", "epoch"), centroids=centroids)
+        check_whole(measure_every_n_epochs=measure_every_n_epochs)
         self.weight = weight
         self.centroids = centroids
         self.measure_every_n_epochs = measure_every_n_epochs
@@ -221,6 +221,8 @@ class MCMIDistill(Classifier):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_network(student=student, teacher=teacher)
+        check_image_shape(image_shape)
         super().__init__(student, num_classes, optimizer=optimizer, lr_scheduler=lr_scheduler)
         check_classes("teacher", teacher, num_classes)
         self.teacher = FrozenTeacher(teacher)
@@ -234,6 +236,15 @@ class MCMIDistill(Classifier):
     def student(self) -> nn.Module:
         """The network that learns."""
         return self.network
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Look at the first batch: an objective with a memory asks for the index of each sample."""
+        super().on_train_batch_start(batch, batch_idx)
+        if batch_idx == 0 and self.objective.needs_samples and unpack(batch)[2] is None:
+            raise ValueError(
+                f"{type(self.objective).__name__} remembers every training sample, but the batch has no 'index': give "
+                "a dict with 'image', 'label' and 'index'."
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective's terms on what both networks say about the batch."""
@@ -273,11 +284,7 @@ class MCMIDistill(Classifier):
         image, label = torch.zeros(2, *image_shape), torch.zeros(2, dtype=torch.int64)
         with eval_mode(self.student):
             step = self.observe(image, label, None)
-        for name, logits in (("student", step.student_logits), ("teacher", step.teacher_logits)):
-            if logits.shape[1:] != (self.num_classes,):
-                raise ValueError(
-                    f"The {name} gives logits of shape {tuple(logits.shape)} for num_classes={self.num_classes}."
-                )
+        check_logits("teacher", step.teacher_logits, self.num_classes)
         objective, counts = self.objective, (len(step.student_features), len(step.teacher_features))
         if counts[0] != counts[1]:
             raise ValueError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from lit_kd.callbacks.first_validation import FirstValidation
+from lit_kd.checks import check_choice, check_network, check_not_negative
 from lit_kd.language.chunkers import Chunker
 from lit_kd.losses import DACKL, DACTerms, ForwardKL, forward_kl
 from lit_kd.losses.spans import SpanNorm
@@ -114,14 +115,16 @@ class MGSRDistill(LanguageDistill):
     ) -> None:
         super().__init__(network, teacher, temperature, kd_weight, ce_weight, lr=lr, **settings)
         self.source = source or FixedData()
-        if span_weight < 0 or subnet_lr_mult < 0:
-            raise ValueError(f"span_weight={span_weight} and subnet_lr_mult={subnet_lr_mult} must not be negative.")
+        check_not_negative(span_weight=span_weight, subnet_lr_mult=subnet_lr_mult)
+        check_choice(get_args(SpanNorm), span_norm=span_norm)
+        if not isinstance(self.source, SequenceSource):
+            raise ValueError(f"source={source!r} must be a SequenceSource, such as OnPolicy().")
+        if divergence is not None:
+            check_network(divergence=divergence)
         if bool(span_weight) != (chunker is not None):
             raise ValueError(
                 f"span_weight={span_weight} and chunker={chunker} do not go together: give both, or 0 and None."
             )
-        if span_norm not in ("squared", "l2", "mse"):
-            raise ValueError(f'span_norm={span_norm!r} must be "squared", "l2" or "mse".')
         if teacher is None and (span_weight or self.source.needs_teacher):
             raise ValueError(f"span_weight={span_weight} and source={type(source).__name__} need a teacher: give one.")
         if self.source.writes and not (kd_weight or span_weight or sft_on_generated):

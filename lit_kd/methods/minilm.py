@@ -15,6 +15,15 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
+from lit_kd.checks import (
+    check_choice,
+    check_list,
+    check_network,
+    check_positive,
+    check_share,
+    check_whole,
+    check_whole_or_none,
+)
 from lit_kd.losses import MINILM_V1, MINILM_V2, relation_loss
 from lit_kd.losses.minilm import check_heads, check_relations
 from lit_kd.methods.base import Distill
@@ -108,6 +117,14 @@ class MiniLMDistill(Distill):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
+        check_network(student=student, teacher=teacher)
+        check_choice(("sample", "token"), reduction=reduction)
+        check_whole_or_none(heads=heads, teacher_layer=teacher_layer, chunk=chunk)
+        check_whole(0, warmup_steps=warmup_steps)
+        check_positive(lr=lr)
+        check_list(betas=betas)
+        for beta in betas:
+            check_share("[0, 1)", betas=beta)
         if student is teacher:
             raise ValueError("student and teacher are one object, and the teacher is frozen: build two.")
         if isinstance(relations, str) and relations not in PRESETS:
@@ -159,12 +176,16 @@ class MiniLMDistill(Distill):
 
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
         """Look at the first batch: on a GPU an id without an embedding ends the process without a sentence."""
-        largest = int(batch["input_ids"].max()) if batch_idx == 0 else 0
+        largest = int(entry(batch, "input_ids").max()) if batch_idx == 0 else 0
         if largest >= self.embedded:
             raise ValueError(
                 f"input_ids reach {largest}, but a network has embeddings for {self.embedded} tokens: give the data "
                 "the teacher's tokenizer."
             )
+
+    def on_validation_batch_start(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Look at it, too: a fit begins with a validation."""
+        self.on_train_batch_start(batch, batch_idx)
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """Relations of the student's last layer against the teacher's, each logged by the names of its vectors."""

@@ -18,10 +18,11 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lit_kd.callbacks.ema import EMATeacherCallback
 from lit_kd.callbacks.vocabulary import OnlineVocabularyCallback
+from lit_kd.checks import check_choice, check_image_shape, check_network, check_positive, check_whole
 from lit_kd.datamodules.augment import counter_uniform
 from lit_kd.datamodules.batch import Batch, unpack
 from lit_kd.losses import WordDistances, bow_loss, bow_perplexity
-from lit_kd.losses.bow import MAX_ELEMENTS, Pool, check_inverse_delta, check_pool
+from lit_kd.losses.bow import MAX_ELEMENTS, Pool
 from lit_kd.methods.base import Distill
 from lit_kd.methods.classifier import check_pixels
 from lit_kd.methods.schedules import warmup_cosine
@@ -130,8 +131,15 @@ class OBoWModule(Distill):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
+        check_network(student=student)
+        check_image_shape(image_shape)
         check_channels(image_shape)
-        check_pool(pool)
+        check_choice(("max", "avg"), pool=pool)
+        check_choice(("cosine", "constant"), momentum_schedule=momentum_schedule)
+        check_choice(("none", "copy", "ema"), teacher_buffers=teacher_buffers)
+        check_choice(("train", "eval"), teacher_mode=teacher_mode)
+        check_whole(max_elements=max_elements)
+        check_whole(0, seed=seed)
         student = unwrapped(student)
         self.levels = last_stages(student, levels) if isinstance(levels, int) else list(levels)
         if not self.levels:
@@ -139,7 +147,7 @@ class OBoWModule(Distill):
         self.inverse_delta = self._each("inverse_delta", inverse_delta)
         for value in self.inverse_delta:
             if value is not None:
-                check_inverse_delta(value)
+                check_positive(inverse_delta=value)
         self.pool: Pool = pool
         self.image_shape = tuple(image_shape)
         self.seed = seed

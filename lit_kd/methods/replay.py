@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from lit_kd.checks import check_choice, check_not_negative, check_share, check_whole
 from lit_kd.language.engines import Sampling
 from lit_kd.methods.sources import FREE, REPLAY, Moment, OnPolicy, TokenRow, Writer
 
@@ -54,15 +55,11 @@ class Replay(OnPolicy):
         max_length: int = 512,
     ) -> None:
         super().__init__(1.0, sampling, max_length)
-        if schedule not in ("decreasing", "constant", "increasing"):
-            raise ValueError(f'schedule={schedule!r} must be "decreasing", "constant" or "increasing".')
-        if update_prev not in ("on_fire", "always"):
-            raise ValueError(f'update_prev={update_prev!r} must be "on_fire" or "always".')
-        if not 0 <= initial_phi <= 1 or capacity < 1 or eps < 0 or increment < 0:
-            raise ValueError(
-                f"initial_phi={initial_phi} must lie in [0, 1], capacity={capacity} be at least 1, and eps={eps} and "
-                f"increment={increment} not be negative."
-            )
+        check_choice(("decreasing", "constant", "increasing"), schedule=schedule)
+        check_choice(("on_fire", "always"), update_prev=update_prev)
+        check_share(initial_phi=initial_phi)
+        check_whole(capacity=capacity)
+        check_not_negative(eps=eps, increment=increment)
         self.schedule, self.capacity, self.phi = schedule, capacity, initial_phi
         self.eps, self.increment, self.update_prev = eps, increment, update_prev
         self.previous: float | None = None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from lit_kd.checks import check_choice, check_whole
 from lit_kd.language.engines.sampling import uniforms
 from lit_kd.losses import error_index
 from lit_kd.methods.sources import PICK, Moment, SequenceSource, TokenRow, Writer, Writing, seed_of
@@ -42,15 +43,13 @@ class SCRG(SequenceSource):
     def __init__(
         self, source: SequenceSource, teacher_pick: Literal["sample", "argmax"] = "sample", rounds: int = 1
     ) -> None:
-        if not source.writes or isinstance(source, SCRG):
+        if not getattr(source, "writes", False) or isinstance(source, SCRG):
             raise ValueError(
                 f"SCRG corrects what the student writes, and source={type(source).__name__} gives it nothing to "
                 "correct: give OnPolicy, TeacherMixed or Replay."
             )
-        if teacher_pick not in ("sample", "argmax"):
-            raise ValueError(f'teacher_pick={teacher_pick!r} must be "sample" or "argmax".')
-        if rounds < 1:
-            raise ValueError(f"rounds={rounds} must be at least 1.")
+        check_choice(("sample", "argmax"), teacher_pick=teacher_pick)
+        check_whole(rounds=rounds)
         self.source, self.teacher_pick, self.rounds = source, teacher_pick, rounds
         self._numbers: dict[str, float] = {}
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lit_kd.checks import check_choice, check_share, check_whole
 from lit_kd.language.engines import Sampling
 from lit_kd.language.engines.sampling import request_seed, uniforms
 
@@ -152,12 +153,9 @@ class OnPolicy(SequenceSource):
     share = 0.0  # of the teacher
 
     def __init__(self, probability: float = 1.0, sampling: Sampling = FREE, max_length: int = 512) -> None:
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability={probability} must lie in [0, 1]: it is a share of the steps.")
-        if sampling.samples != 1:
-            raise ValueError(f"samples={sampling.samples} must be 1: a step has one completion of each prompt.")
-        if max_length < 2:
-            raise ValueError(f"max_length={max_length} must be at least 2, a prompt and a completion.")
+        check_share(probability=probability)
+        check_choice((1,), samples=sampling.samples)
+        check_whole(2, max_length=max_length)
         self.probability, self.sampling, self.max_length = probability, sampling, max_length
         self.written = False
 
@@ -211,8 +209,7 @@ class TeacherMixed(OnPolicy):
         self, share: float = 0.2, probability: float = 1.0, sampling: Sampling = FREE, max_length: int = 512
     ) -> None:
         super().__init__(probability, sampling, max_length)
-        if not 0 < share <= 1:
-            raise ValueError(f"share={share} must lie in (0, 1]: it is what the mixture has of the teacher.")
+        check_share("(0, 1]", share=share)
         self.share = share
 
 

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lit_kd.checks import check_choice, check_positive, check_share, check_whole
 from lit_kd.language.engines import Sampling
 from lit_kd.language.hints import acceptable
 from lit_kd.language.records import Records, Row, read_records
@@ -65,8 +66,8 @@ class Refinement(Rollouts):
         self, folder: str, sampling: Sampling = REFINEMENT, attempts: int = 4, official: bool = False, **settings: Any
     ) -> None:
         super().__init__(folder, sampling, **settings)
-        if self.sampling.samples != 1 or attempts < 1:
-            raise ValueError(f"samples={self.sampling.samples} must be 1 and attempts={attempts} at least 1.")
+        check_choice((1,), samples=self.sampling.samples)
+        check_whole(attempts=attempts)
         self.attempts, self.official = attempts, official
 
     def manifest(self) -> dict[str, Any]:
@@ -109,8 +110,8 @@ class TeacherLogits(LanguageModel):
         self, network: nn.Module, folder: str, temperature: float = 2.0, top_k: int = 128, **settings: Any
     ) -> None:
         super().__init__(network, **settings)
-        if temperature <= 0 or top_k < 1:
-            raise ValueError(f"temperature={temperature} must be positive and top_k={top_k} at least 1.")
+        check_positive(temperature=temperature)
+        check_whole(top_k=top_k)
         self.folder, self.temperature, self.top_k = folder, temperature, top_k
         self.weights = weights_fingerprint(network)  # here, as the strategy may shard them
 
@@ -205,8 +206,7 @@ class SSBDistill(LanguageDistill):
         **settings: Any,
     ) -> None:
         super().__init__(network, teacher, temperature, kd_weight, ce_weight, **settings)  # type: ignore[arg-type]
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta={beta} must lie in [0, 1].")
+        check_share(beta=beta)
         if teacher == "offline" and beta:
             raise ValueError(f'teacher="offline" keeps the largest classes only, which beta={beta} needs all: set 0.')
         if teacher == "adapter_off":

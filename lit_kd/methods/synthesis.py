@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_kd.checks import check_choice, check_share, check_whole, check_whole_or_none
 from lit_kd.files import replacing
 from lit_kd.language.engines import Completion, Sampling
 from lit_kd.language.records import Row, read_records
@@ -76,12 +77,11 @@ class Synthesis(Rollouts):
         **settings: Any,
     ) -> None:
         super().__init__(folder, sampling or GREEDY, **settings)
-        if self.sampling.samples != 1 or attempts < 1:
-            raise ValueError(f"samples={self.sampling.samples} must be 1 and attempts={attempts} at least 1.")
-        if min_words < 1 or (max_words is not None and max_words < min_words):
-            raise ValueError(f"min_words={min_words} must be at least 1 and max_words={max_words} no less.")
-        if not 0 <= min_success <= 1:
-            raise ValueError(f"min_success={min_success} must lie in [0, 1].")
+        check_choice((1,), samples=self.sampling.samples)
+        check_choice(get_args(Target), target=target)
+        check_whole(attempts=attempts, min_words=min_words)
+        check_whole_or_none(min_words, max_words=max_words)
+        check_share(min_success=min_success)
         self.by_task = sampling is None
         self.target, self.attempts, self.check_gold = target, attempts, check_gold
         self.min_words, self.max_words, self.min_success = min_words, max_words, min_success

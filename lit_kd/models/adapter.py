@@ -24,7 +24,7 @@ def with_adapter(network: nn.Module, lora: dict[str, Any]) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError('lora needs peft: pip install "lit-kd[llm]"') from error
+        raise ImportError("lora needs peft: pip install 'lit-kd[llm]'.") from error
     try:
         config = LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
     except TypeError as error:

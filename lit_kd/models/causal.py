@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lit_kd.checks import check_choice
 from lit_kd.files import pretrained_at
 from lit_kd.models.adapter import with_adapter
 from lit_kd.models.compiled import check_not_compiled
 from lit_kd.models.modes import eval_mode
-from lit_kd.models.text import recompute_layers
+from lit_kd.models.text import read_config, recompute_layers
 
 T = TypeVar("T")
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -47,20 +48,14 @@ def causal_lm(
         ValueError: an unknown init, dtype, entry of the configuration or of the adapter's; "layers" with another width
             or more layers; an architecture without known decoder and head.
         ImportError: ``lora`` without peft.
-        OSError: by transformers: there is no such network.
+        FileNotFoundError: there is no such network.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    if init not in ("pretrained", "random", "layers"):
-        raise ValueError(f'init={init!r} must be "pretrained", "random" or "layers".')
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)}.")
-    settings: Any = AutoConfig.from_pretrained(**pretrained_at(path))
-    depth = settings.num_hidden_layers
-    for name, value in (config or {}).items():
-        if not hasattr(settings, name):
-            raise ValueError(f"config names {name!r}, which a {settings.model_type} configuration does not have.")
-        setattr(settings, name, value)
+    check_choice(("pretrained", "random", "layers"), init=init)
+    check_choice(_DTYPES, dtype=dtype)
+    settings, pretrained = read_config(path, config or {}), read_config(path, {})
+    depth = pretrained.num_hidden_layers
     chosen = list(range(settings.num_hidden_layers))
     if init == "layers":
         chosen = torch.linspace(0, depth - 1, settings.num_hidden_layers).round().int().tolist()
@@ -70,7 +65,7 @@ def causal_lm(
     network = _load(path, settings) if init == "pretrained" else AutoModelForCausalLM.from_config(settings)
     decoder_and_head(network)
     if init == "layers":
-        _copy_layers(network, _load(path, AutoConfig.from_pretrained(**pretrained_at(path))), chosen)
+        _copy_layers(network, _load(path, pretrained), chosen)
     for parameter in network.parameters():  # not buffers: the frequencies of rotary positions stay float32
         parameter.data = parameter.data.to(getattr(torch, dtype))
     if lora is not None:

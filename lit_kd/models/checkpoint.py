@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lit_kd.checks import check_network
+
 logger = logging.getLogger(__name__)
 
 _NETWORK_PREFIXES = ("student.", "network.", "model.")  # where trained networks live in Lightning checkpoints
@@ -30,6 +32,7 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
         FileNotFoundError: no such file.
         ValueError: the file is no checkpoint, or its keys or shapes do not fit; the sentence lists them.
     """
+    check_network(network=network)
     path = Path(path)
     found = read_state_dict(path)
     wanted = network.state_dict()

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_kd.checks import check_choice, check_network, check_share, check_whole_or_none
+
 
 class EMATeacher(nn.Module):
     """A copy of the student whose weights are an exponential moving average of the student's.
@@ -61,15 +63,12 @@ class EMATeacher(nn.Module):
         mode: Literal["train", "eval"] = "train",
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum} must lie in [0, 1].")
-        for name, choice, choices in (
-            ("schedule", schedule, ("cosine", "constant")),
-            ("buffers", buffers, ("none", "copy", "ema")),
-            ("mode", mode, ("train", "eval")),
-        ):
-            if choice not in choices:
-                raise ValueError(f"{name}={choice!r} must be one of {', '.join(choices)}.")
+        check_network(student=student)
+        check_share(momentum=momentum)
+        check_choice(("cosine", "constant"), schedule=schedule)
+        check_whole_or_none(total_steps=total_steps)
+        check_choice(("none", "copy", "ema"), buffers=buffers)
+        check_choice(("train", "eval"), mode=mode)
         self.module = copy.deepcopy(student).requires_grad_(False)
         self.momentum = momentum
         self.schedule = schedule

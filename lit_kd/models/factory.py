@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lit_kd.models.cifar  # noqa: F401  registers the CIFAR networks with timm
+from lit_kd.checks import check_list, check_positive, check_whole
 from lit_kd.models.checkpoint import load_checkpoint
 
 
@@ -20,6 +21,8 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
+        for value in std:
+            check_positive(std=value)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
@@ -109,6 +112,9 @@ def vision_model(
         >>> vision_model("resnet20", num_classes=10)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
+    check_whole(0, num_classes=num_classes)
+    check_whole(in_chans=in_chans)
+    check_list(mean=mean or [], std=std or [])
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(f"name={name!r} is no network of timm's registry; near: {', '.join(near) or 'none'}.")

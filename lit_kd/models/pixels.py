@@ -17,6 +17,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 from torchvision import models
 
+from lit_kd.checks import check_list, check_network, check_whole, check_whole_or_none
 from lit_kd.models.checkpoint import load_checkpoint
 from lit_kd.models.factory import Normalize, VisionModel
 
@@ -77,10 +78,11 @@ class PixelModel(nn.Module):
             raise ValueError(f"mean={mean} and std={std}: give both, or neither for a network that takes pixels.")
         if mean is not None and isinstance(getattr(network, "normalize", None), Normalize):
             raise ValueError(f"{type(network).__name__} normalises pixels itself: leave mean={mean} and std={std} out.")
-        if size is not None and size < 1:
-            raise ValueError(f"size={size} must be at least 1.")
+        check_network(network=network)
+        check_whole_or_none(size=size)
         count = getattr(network, "num_classes", None)
         if classes is not None:
+            check_list(classes=classes)
             _check_indices(classes, count)
         constants = Normalize(tuple(mean or (0.0,)), tuple(std or (1.0,)))
         if isinstance(network, VisionModel):  # its two parts have the names of ours, so that its files fit, too
@@ -147,6 +149,7 @@ def torchvision_model(
         >>> model.classes, model(torch.zeros(2, 3, 32, 32)).shape  # tench (n01440764) comes first
         (tensor([0, 1]), torch.Size([2, 2]))
     """
+    check_whole(num_classes=num_classes)
     known = models.list_models(module=models)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=5)

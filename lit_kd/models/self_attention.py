@@ -186,7 +186,7 @@ def truncated(network: Any, layer: int) -> nn.Module:
     """
     paths, count = attention_paths(network), network.config.num_hidden_layers
     if not 1 <= layer <= count:
-        raise ValueError(f"layer={layer} does not exist: {type(network).__name__} has layers 1 to {count}.")
+        raise ValueError(f"teacher_layer={layer} does not exist: {type(network).__name__} has layers 1 to {count}.")
     twin = part = _twin(base_model(network))
     twin.config = copy.copy(twin.config)
     twin.config.num_hidden_layers = layer

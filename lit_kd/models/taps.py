@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lit_kd.checks import check_list, check_network
+
 _INPUT = ":input"
 
 
@@ -36,6 +38,8 @@ class FeatureTaps:
     """
 
     def __init__(self, network: nn.Module, paths: list[str]) -> None:
+        check_network(network=network)
+        check_list(paths=paths)
         modules = dict(network.named_modules())
         self.paths = list(paths)
         self._features: dict[str, Tensor] | None = None

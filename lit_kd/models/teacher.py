@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_kd.checks import check_network
 from lit_kd.models.compiled import unwrapped
 
 
@@ -27,6 +28,7 @@ class FrozenTeacher(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        check_network(module=module)
         self.module = unwrapped(module).requires_grad_(False)
         self.eval()
         self._prefix = ""

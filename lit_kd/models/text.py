@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lit_kd.checks import check_choice, check_whole_or_none
 from lit_kd.files import pretrained_at
 from lit_kd.models.self_attention import attention_paths
 
@@ -47,20 +48,15 @@ def text_encoder(
 
     Raises:
         ValueError: an unknown head, or entry of the configuration; "layers" with another width or more layers.
-        OSError: by transformers: there is no such encoder.
+        FileNotFoundError: there is no such encoder.
     """
     import transformers
 
-    if head is not None and head not in _HEADS:
-        raise ValueError(f"head={head!r} must be one of {', '.join(_HEADS)}, or None.")
-    if init not in ("pretrained", "random", "layers"):
-        raise ValueError(f'init={init!r} must be "pretrained", "random" or "layers".')
+    check_choice((*_HEADS, None), head=head)
+    check_choice(("pretrained", "random", "layers"), init=init)
+    check_whole_or_none(num_labels=num_labels)
     factory = getattr(transformers, "AutoModel" if head is None else _HEADS[head])
-    settings: Any = transformers.AutoConfig.from_pretrained(path)
-    for name, value in {**(config or {}), **({} if num_labels is None else {"num_labels": num_labels})}.items():
-        if not hasattr(settings, name):
-            raise ValueError(f"config names {name!r}, which a {settings.model_type} configuration does not have.")
-        setattr(settings, name, value)
+    settings = read_config(path, {**(config or {}), **({} if num_labels is None else {"num_labels": num_labels})})
     if getattr(settings, "layer_types", None):  # ModernBERT's: one for each layer of the saved configuration
         settings.layer_types = settings.layer_types[: settings.num_hidden_layers]
     network = factory.from_pretrained(path, config=settings) if init == "pretrained" else factory.from_config(settings)
@@ -70,6 +66,25 @@ def text_encoder(
         recompute_layers(network)
     network.tokenizer_path, network.weights_from = path, None if init == "random" else path
     return network.float()  # transformers 5 keeps the precision of the file, and half precision does not train
+
+
+def read_config(path: str, changes: Mapping[str, Any]) -> Any:
+    """The configuration of a pretrained network, with some of its entries changed."""
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.from_pretrained(**pretrained_at(path))
+    except (OSError, ValueError) as error:
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise FileNotFoundError(
+            f"path={path!r} cannot be loaded ({reason}): give a folder with config.json, or the name of a model on the "
+            "Hugging Face hub."
+        ) from error
+    for name, value in changes.items():
+        if not hasattr(settings, name):
+            raise ValueError(f"config names {name!r}, which a {settings.model_type} configuration does not have.")
+        setattr(settings, name, value)
+    return settings
 
 
 def recompute_layers(network: Any) -> None:

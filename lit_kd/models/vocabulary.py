@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from lit_kd.checks import check_positive, check_share, check_whole, check_whole_or_none
+
 
 class Vocabulary(nn.Module):
     """A queue of visual words, one new word from each image, and the running mean distance to the nearest word.
@@ -52,12 +54,10 @@ class Vocabulary(nn.Module):
         self, num_words: int, channels: int, border: int = 1, pool_kernel: int | None = 3, decay: float = 0.99
     ) -> None:
         super().__init__()
-        if num_words < 1:
-            raise ValueError(f"num_words={num_words} must be at least 1.")
-        if border < 0:
-            raise ValueError(f"border={border} must not be negative.")
-        if pool_kernel is not None and pool_kernel < 1:
-            raise ValueError(f"pool_kernel={pool_kernel} must be at least 1, or None for the mean of the whole map.")
+        check_whole(num_words=num_words, channels=channels)
+        check_whole(0, border=border)
+        check_whole_or_none(pool_kernel=pool_kernel)
+        check_share(decay=decay)
         self.border = border
         self.pool_kernel = pool_kernel
         self.decay = decay
@@ -198,8 +198,9 @@ class BoWHead(nn.Module):
         hidden: int | None = None,
     ) -> None:
         super().__init__()
-        if not kappa > 0:
-            raise ValueError(f"kappa={kappa} must be positive: it is the inverse temperature of the prediction.")
+        check_whole(word_channels=word_channels, channels=channels)
+        check_whole_or_none(hidden=hidden)
+        check_positive(kappa=kappa)
         hidden = 2 * channels if hidden is None else hidden
         self.expand = nn.Linear(word_channels, hidden, bias=False)
         self.norm = nn.BatchNorm1d(hidden)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_kd.checks import check_not_negative, check_positive, check_whole
 from lit_kd.losses import kd_loss
 
 
@@ -61,11 +62,9 @@ class Objective(nn.Module, ABC):
         teacher_layers: list[str] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"weight": weight, "ce_weight": ce_weight, "kd_weight": kd_weight}.items():
-            if value < 0:
-                raise ValueError(f"{name}={value} of {type(self).__name__} must not be negative.")
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature} of {type(self).__name__} must be positive.")
+        check_not_negative(weight=weight, ce_weight=ce_weight, kd_weight=kd_weight)
+        check_positive(temperature=temperature)
+        check_whole(0, warmup_epochs=warmup_epochs)
         self.weight, self.ce_weight, self.kd_weight = weight, ce_weight, kd_weight
         self.temperature, self.warmup_epochs = temperature, warmup_epochs
         self.student_layers, self.teacher_layers = student_layers, teacher_layers

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_kd.checks import check_choice, check_not_negative, check_positive, check_share, check_whole
 from lit_kd.losses import (
     CRDLoss,
     ReviewFusion,
@@ -155,6 +156,7 @@ class CorrelationCongruence(EmbeddingObjective):
 
     def __init__(self, weight: float = 0.02, feature_dim: int = 128, **settings: Any) -> None:
         super().__init__(weight, **settings)
+        check_whole(feature_dim=feature_dim)
         self.feature_dim = feature_dim
 
     def build(self, student: list[Tensor], teacher: list[Tensor]) -> None:
@@ -182,6 +184,7 @@ class RKD(EmbeddingObjective):
         self, weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0, **settings: Any
     ) -> None:
         super().__init__(weight, **settings)
+        check_not_negative(distance_weight=distance_weight, angle_weight=angle_weight)
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
     def term(self, step: DistillStep) -> Tensor:
@@ -231,6 +234,10 @@ class CRD(EmbeddingObjective):
         **settings: Any,
     ) -> None:
         super().__init__(weight, **settings)
+        check_whole(feature_dim=feature_dim, num_negatives=num_negatives)
+        check_positive(nce_temperature=nce_temperature)
+        check_share(momentum=momentum)
+        check_choice(("class", "instance"), negatives=negatives)
         self.contrast_settings: dict[str, Any] = {
             "feature_dim": feature_dim,
             "num_negatives": num_negatives,
@@ -266,6 +273,7 @@ class ReviewKD(Objective):
         self, weight: float = 1.0, warmup_epochs: int = 20, max_mid_channels: int = 512, **settings: Any
     ) -> None:
         super().__init__(weight, warmup_epochs=warmup_epochs, **settings)
+        check_whole(max_mid_channels=max_mid_channels)
         self.max_mid_channels = max_mid_channels
 
     def student_paths(self, network: nn.Module) -> list[str]:

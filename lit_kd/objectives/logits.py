@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from lit_kd.checks import check_not_negative
 from lit_kd.losses import dist_loss, dkd_loss, kd_loss, logit_standardization_kd_loss
 from lit_kd.objectives.base import DistillStep, Objective
 
@@ -45,6 +46,7 @@ class DKD(Objective):
         warmup_epochs: int = 20,
     ) -> None:
         super().__init__(weight, ce_weight=ce_weight, temperature=temperature, warmup_epochs=warmup_epochs)
+        check_not_negative(alpha=alpha, beta=beta)
         self.alpha, self.beta = alpha, beta
 
     def term(self, step: DistillStep) -> Tensor:
@@ -72,6 +74,7 @@ class DIST(Objective):
         ce_weight: float = 1.0,
     ) -> None:
         super().__init__(weight, ce_weight=ce_weight, temperature=temperature)
+        check_not_negative(beta=beta, gamma=gamma)
         self.beta, self.gamma = beta, gamma
 
     def term(self, step: DistillStep) -> Tensor:

@@ -147,7 +147,7 @@ def test_autoattack_of_too_few_classes(classes: int, attack: str, needed: int) -
 
 def test_autoattack_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    with pytest.raises(ModuleNotFoundError, match=r"^AutoAttack needs pyautoattack: pip install 'lit-kd\[attacks\]'$"):
+    with pytest.raises(ModuleNotFoundError, match=r"^AutoAttack needs pyautoattack: pip install 'lit-kd\[attacks\]'.$"):
         autoattack(Linear(), grey(8), torch.arange(8))
 
 
@@ -158,9 +158,6 @@ def test_autoattack_without_its_package_names_the_extra(monkeypatch: pytest.Monk
         ({"attacks": ()}, r"attacks=\(\) must be some of"),
         ({"image": grey(8, torch.float64)}, r"torch.float64: pyautoattack needs float32"),
         ({"image": grey(8) * 255}, r"Images span"),
-        ({"eps": 8.0}, r"eps=8.0 must lie in"),
-        ({"norm": "l1"}, r"norm='l1' must be 'linf' or 'l2'"),
-        ({"batch_size": 0}, r"batch_size=0 must be at least 1"),
     ],
 )
 def test_bad_input_of_autoattack_gets_one_sentence(change: dict[str, Any], sentence: str) -> None:
@@ -458,7 +455,6 @@ def test_without_its_package_the_sentence_says_how_to_install_it(monkeypatch: py
         ({"image": grey(4).bfloat16()}, r"torch.bfloat16: torchattacks needs float32"),
         ({"model": nn.Sequential(Linear(), nn.Softmax(1))}, r"gives probabilities"),
         ({"label": torch.full((4,), 10)}, r"label spans \[10, 10\]"),
-        ({"batch_size": 0}, r"batch_size=0 must be at least 1"),
     ],
 )
 def test_bad_input_of_torchattacks_gets_one_sentence(change: dict[str, Any], sentence: str) -> None:

@@ -1,7 +1,5 @@
 """Carlini and Wagner's attack against closed forms (N4 to N8 of the specification) and in its corners."""
 
-from typing import Any
-
 import pytest
 import torch
 from linear import Linear, grey, minimal_distance
@@ -186,19 +184,3 @@ def test_flags_come_back_and_inference_mode_works() -> None:
     assert not inside.adversarial.is_inference()
     assert all(module.training for module in network.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"confidence": -1.0}, "confidence=-1.0 must be at least 0"),
-        ({"steps": 0}, "steps=0 must be at least 1"),
-        ({"search_steps": 0}, "search_steps=0 must be at least 1"),
-        ({"initial_c": 0.0}, "initial_c=0.0 must be positive"),
-        ({"lr": 0.0}, "lr=0.0 must be positive"),
-    ],
-)
-def test_bad_settings_get_one_sentence(settings: dict[str, Any], sentence: str) -> None:
-    network = Linear()
-    with pytest.raises(ValueError, match=sentence):
-        carlini_wagner(network, *batch(network), **settings)

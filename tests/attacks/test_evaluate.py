@@ -218,7 +218,7 @@ def test_attacks_that_the_number_of_classes_rules_out_are_named(num_classes: int
 def test_autoattack_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_kd.attacks.suite.find_spec", lambda name: None)
     suite = build_suite(Protocol(), 10)
-    assert suite.left_out["autoattack"] == "AutoAttack needs pyautoattack: pip install 'lit-kd[attacks]'"
+    assert suite.left_out["autoattack"] == "AutoAttack needs pyautoattack: pip install 'lit-kd[attacks]'."
     assert "autoattack" not in {entry.name for entry in suite.entries}
 
 

@@ -285,7 +285,6 @@ def test_rounding_below_zero_is_tolerated_and_an_empty_batch_gives_an_empty_resu
         ({"image": grey()[0]}, r"needs \(B, C, H, W\)"),
         ({"image": grey() * torch.nan}, r"Images span \[nan"),
         ({"eps": 8.0}, r"eps=8.0 must lie in \[0, 1\].*write 8/255"),
-        ({"eps": -0.1}, r"eps=-0.1 must lie in"),
         ({"label": torch.full((64,), 10)}, r"label spans \[10, 10\] but the network has 10 classes, 0 to 9"),
         ({"label": torch.zeros(64)}, r"label must be int64"),
         ({"target": torch.full((64,), -1)}, r"target spans \[-1, -1\]"),
@@ -293,9 +292,6 @@ def test_rounding_below_zero_is_tolerated_and_an_empty_batch_gives_an_empty_resu
         ({"model": Linear(2), "label": torch.zeros(64, dtype=torch.int64), "loss": "dlr"}, r"2 classes .* needs 3"),
         ({"model": nn.Sequential(nn.Conv2d(3, 2, 1))}, r"gives an output of shape"),
         ({"model": Linear(scale=float("inf"))}, r"logits that are not finite"),
-        ({"loss": "hinge"}, r"loss='hinge' must be"),
-        ({"temperature": 0.0}, r"temperature=0.0 must be positive"),
-        ({"batch_size": 0}, r"batch_size=0 must be at least 1"),
     ],
 )
 @pytest.mark.parametrize("attack", [fgsm, pgd])
@@ -303,17 +299,3 @@ def test_bad_input_gets_one_sentence(attack: Any, change: dict[str, Any], senten
     settings = {"model": Linear(), "image": grey(), "label": torch.arange(64) % 10, **change}
     with pytest.raises(ValueError, match=sentence):
         attack(settings.pop("model"), settings.pop("image"), settings.pop("label"), **settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"norm": "l1"}, r"norm='l1' must be 'linf' or 'l2'"),
-        ({"norm": "l2", "eps": 14.0}, r"eps=14.0 must lie in \[0, 13.86\]"),
-        ({"steps": -1}, r"steps=-1 must be at least 0"),
-        ({"restarts": 0}, r"restarts=0 must be at least 1"),
-    ],
-)
-def test_bad_settings_of_pgd(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        pgd(Linear(), grey(), torch.arange(64) % 10, **settings)

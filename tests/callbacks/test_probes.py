@@ -131,9 +131,6 @@ def test_votes_of_small_temperatures_empty_banks_and_halves() -> None:
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ({"k": 0}, "k=0 must be positive"),
-        ({"temperature": 0.0}, "temperature=0.0 must be positive"),
-        ({"chunk": 0}, "chunk=0 must be positive"),
         ({"num_classes": 2}, "num_classes=2 is too small for label 2"),
     ],
 )
@@ -175,6 +172,17 @@ def test_knn_probe_of_every_second_epoch_and_no_sanity_check(monkeypatch: pytest
     assert epochs == [1, 3]
 
 
+class NoLabels(Classifier):
+    """Learns without them, so they may be anything."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None: ...
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch["image"]).square().mean()
+
+
 class Unlabelled(ToyImages):
     """Nobody knows a label."""
 
@@ -183,10 +191,7 @@ class Unlabelled(ToyImages):
 
 
 def test_without_labels_knn_is_nan_and_the_probe_learns_nothing() -> None:
-    class Zero(Classifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return self(batch["image"]).square().mean()
-
+    class Zero(NoLabels):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self.log("val/none", 0.0, batch_size=1)
 
@@ -363,11 +368,6 @@ class SomeLabels(ToyImages):
         return {**batch, "label": batch["label"].where(~hidden, -1)}
 
 
-class NoLabels(Classifier):
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self(batch["image"]).square().mean()
-
-
 def test_samples_without_a_label_are_as_if_absent() -> None:
     heads = []
     for data_class, keep in ((SomeLabels, False), (ToyImages, True)):
@@ -501,10 +501,6 @@ def test_few_shot_leaves_the_random_state_and_says_what_is_missing() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(ValueError, match="ways=3 with shots=5 and queries=5: only 2 classes have 10 samples"):
         few_shot_accuracy(torch.rand(20, 3), torch.arange(20) % 2, 3, 5, 5, 10)
-    with pytest.raises(ValueError, match="episodes=0 must be at least 1"):
-        few_shot_accuracy(torch.rand(20, 3), torch.arange(20) % 2, 2, 5, 5, 0)
-    with pytest.raises(ValueError, match="shots=0 must be at least 1"):
-        FewShotEpisodes(shots=(1, 0))
 
 
 # Collapse and vocabulary
@@ -530,8 +526,6 @@ def test_monitor_sees_collapse_and_health() -> None:
     assert 1.1 < random["val/effective_rank_network"] <= 4
     assert random["val/cosine_network"] < 0.999 and random["val/spread_network"] > 0.01
     assert random["val/words_in_use_1"] > 1 and random["val/words_perplexity_1"] > 1.01
-    with pytest.raises(ValueError, match="max_samples=1 must be at least 2"):
-        CollapseMonitor(max_samples=1)
 
 
 def test_patches_nearest_to_a_word() -> None:
@@ -597,8 +591,6 @@ def test_panel_of_a_fit_a_test_and_of_two_levels(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*tmp*"))
     with pytest.warns(UserWarning, match="there was no validation"):
         fit(module, ToyImages(batch_size=10), callbacks=[panel])
-    with pytest.raises(ValueError, match="num_words=0 must be at least 1"):
-        VocabularyPanel({"1": "words"}, num_words=0)
 
 
 # Two processes, command line

@@ -220,8 +220,6 @@ def test_bad_input_says_so(path: str, tmp_path: Path) -> None:
         data(good, path, max_length=20)
     with pytest.warns(UserWarning, match="1 of 2 rows of .*good.jsonl are over max_length=100 tokens and left out"):
         data(good, path, max_length=100)
-    with pytest.raises(ValueError, match=r"gold_fraction=1.0 must lie in \(0, 1\)"):
-        ChatDataModule(chats=good, tokenizer=path, gold=good, gold_fraction=1.0)
     with pytest.raises(ValueError, match="leave one out"):
         ChatDataModule(chats=good, tokenizer=path, val=good, val_fraction=0.1)
     with pytest.raises(ValueError, match="has chats to train on, and nothing for test"):

@@ -155,14 +155,10 @@ def test_choice_does_not_depend_on_stage_or_order() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train_fraction": 0.0}, r"train_fraction=0.0 must lie in \(0, 1\]"),
         ({"train_fraction": 1.5}, "train_fraction=1.5"),
-        ({"val_fraction": 1.0}, r"val_fraction=1.0 must lie in \[0, 1\)"),
         ({"val_fraction": -0.1}, "val_fraction=-0.1"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"eval_batch_size": 0}, "eval_batch_size=0"),
         ({"samples_per_epoch": 0}, "samples_per_epoch=0"),
-        ({"num_workers": -1}, "num_workers=-1 must be at least 0"),
     ],
 )
 def test_wrong_arguments_fail_at_once(settings: dict[str, Any], message: str) -> None:

@@ -122,10 +122,6 @@ def test_conversations(tmp_path: Path) -> None:
     [
         ({"task": "poetry"}, "task='poetry' is unknown: take conversation, math"),
         ({"mode": "cod"}, "mode='cod' is none of the task 'math': take plain, cot, steps"),
-        ({"predict_on": "val"}, "predict_on='val' must be"),
-        ({"limit": 0}, "limit=0 must be at least 1"),
-        ({"words": 0}, "words=0 must be at least 1"),
-        ({"duplicates": 0.0}, r"duplicates=0\.0 must lie in"),
         ({"root": "x", "problems": ArithmeticDataModule(tokenizer="")}, "root='x' and problems=ArithmeticDataModule"),
     ],
 )

@@ -351,20 +351,14 @@ def test_gpu_equals_cpu() -> None:
             {"patch_size": 200, "max_offset": 57},
             "patch_size=200 and max_offset=57 do not fit into patch_image_size=256",
         ),
-        ({"num_patches": 10}, "num_patches=10 must be at most 9"),
-        ({"num_patches": -1}, "num_patches=-1 must be at least 0"),
         ({"num_crops": 0, "num_patches": 0}, "leave the student nothing to see"),
         ({"crop_scale": (0.6, 0.08)}, r"crop_scale=\(0.6, 0.08\) must satisfy 0 < low <= high <= 1"),
         ({"patch_scale": (0.6, 1.1)}, r"patch_scale=\(0.6, 1.1\)"),
         ({"crop_scale": (0.0, 0.5)}, r"crop_scale=\(0.0, 0.5\)"),
         ({"ratio": (2.0, 1.0)}, r"ratio=\(2.0, 1.0\) must satisfy 0 < low <= high <= inf"),
         ({"blur_sigma": (0.0, 1.0)}, "blur_sigma="),
-        ({"teacher_size": 288}, "teacher_size=288 must be at most teacher_resize=256"),
-        ({"crop_size": 0}, "crop_size=0 must be at least 1"),
         ({"max_offset": -1}, "max_offset=-1"),
-        ({"gray_probability": 1.2}, r"gray_probability=1.2 must lie in \[0, 1\]"),
         ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "color_jitter=.* the last at most 0.5"),
-        ({"color_jitter": (0.4, 0.4, 0.4)}, "color_jitter=.* must be four numbers"),
     ],
 )
 def test_wrong_arguments_fail_at_once(changes: dict[str, Any], message: str) -> None:
@@ -534,8 +528,6 @@ def test_folder_arguments(root: Path) -> None:
     assert ImageFolderDataModule(root=root).image_size == 224
     with pytest.raises(ValueError, match="image_size=32 is not teacher_size=16 of the views: leave it out"):
         ImageFolderDataModule(root=root, image_size=32, views=MultiCropViews(**SMALL))
-    with pytest.raises(ValueError, match="canvas_size=0 must be at least 1"):
-        ImageFolderDataModule(root=root, canvas_size=0)
 
 
 @pytest.mark.parametrize(

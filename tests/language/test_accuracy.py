@@ -128,8 +128,6 @@ def test_metrics_by_kind() -> None:
     assert {kind: type(metric_of(kind, 1)).__name__ for kind in kinds} == kinds  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"labels=\(\) must be two or more"):
         metric_of("label", 1)
-    with pytest.raises(ValueError, match="kind='rouge' must be one of number, math"):
-        metric_of("rouge", 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"labels=\('yes', 'Yes'\) must be two or more that differ"):
         metric_of("label", 1, ("yes", "Yes"))
     with pytest.raises(ValueError, match="gold='maybe' is none of the labels yes, no"):

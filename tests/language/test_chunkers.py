@@ -74,8 +74,6 @@ def test_regex() -> None:
 def test_ngrams() -> None:
     assert words(NgramChunker(), "a b c\nd e") == ["a b c", "d e"]
     assert words(NgramChunker(1), " a b ") == ["a", "b"]
-    with pytest.raises(ValueError, match="n=0 must be at least 1: it is the number of words of a span"):
-        NgramChunker(0)
 
 
 @settings(max_examples=50, deadline=None)
@@ -120,9 +118,9 @@ def test_nltk_with_given_tags(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nltk", None)
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(ImportError, match=r'NltkChunker needs nltk: pip install "lit-kd\[llm\]"'):
+    with pytest.raises(ImportError, match=r"NltkChunker needs nltk: pip install 'lit-kd\[llm\]'"):
         NltkChunker()
-    with pytest.raises(ImportError, match=r'SpacyChunker needs spaCy: pip install "lit-kd\[spacy\]"'):
+    with pytest.raises(ImportError, match=r"SpacyChunker needs spaCy: pip install 'lit-kd\[spacy\]'"):
         SpacyChunker()
 
 

@@ -2,7 +2,6 @@
 
 import random
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,8 +38,3 @@ def test_contamination() -> None:
     assert contaminated(texts, ["x y z", question]) == [1, 1, 1, None]
     assert contaminated([question.replace("trays", "plates").replace("30", "31")], [question]) == [None]
     assert contaminated(texts, []) == [None] * 4
-
-
-def test_bad_threshold() -> None:
-    with pytest.raises(ValueError, match=r"threshold=0 must lie in \(0, 1\]"):
-        near_duplicates(["a"], 0)

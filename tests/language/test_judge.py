@@ -85,7 +85,7 @@ def test_marks() -> None:
     [
         (lambda: compare(Judge(str), QUESTIONS, LONG, SHORT[:2]), "4 questions, 4 and 2 answers"),
         (lambda: compare(Judge(str), [], [], []), "0 questions"),
-        (lambda: compare(Judge(str), QUESTIONS, LONG, SHORT, Sampling(samples=2)), "samples=2 of the judge must be 1"),
+        (lambda: compare(Judge(str), QUESTIONS, LONG, SHORT, Sampling(samples=2)), "samples=2 must be 1"),
         (lambda: rate(Judge(str), []), "conversations is empty"),
         (
             lambda: rate(Judge(str), [[{"role": "user", "content": "Hi"}]]),

@@ -61,7 +61,7 @@ def test_references_are_checked(gold: Any) -> None:
 def test_without_nltk(monkeypatch: pytest.MonkeyPatch) -> None:
     rouge = importlib.import_module("torchmetrics.functional.text.rouge")
     monkeypatch.setattr(rouge, "_NLTK_AVAILABLE", False)
-    with pytest.raises(ImportError, match=r'pip install "lit-kd\[llm\]"'):
+    with pytest.raises(ImportError, match=r"pip install 'lit-kd\[llm\]'"):
         rouge_l("a", ["a"])
 
 

@@ -102,5 +102,5 @@ def test_repairs_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     modules: dict[str, Any] = {"json_repair": None}
     monkeypatch.setitem(__import__("sys").modules, "json_repair", modules["json_repair"])
     assert parse_reply('{"answer": "1"}', "json").answer == "1"
-    with pytest.raises(ImportError, match=re.escape('json-repair: pip install "lit-kd[llm]"')):
+    with pytest.raises(ImportError, match=re.escape("json-repair: pip install 'lit-kd[llm]'")):
         parse_reply("{'answer': '1'}", "json")

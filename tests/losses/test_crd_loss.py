@@ -147,8 +147,6 @@ def test_errors() -> None:
         crd.set_samples(POSITIONS, LABELS[:7])
     with pytest.raises(ValueError, match="names a dataset position twice"):
         crd.set_samples(POSITIONS * 0, LABELS)
-    with pytest.raises(ValueError, match='must be "class" or "instance", got \'queue\''):
-        CRDLoss(6, 7, negatives="queue")  # type: ignore[arg-type]
     for outside in (4, -1, 1000):
         with pytest.raises(ValueError, match=rf"index \[{outside}\] isn't in the set"):
             build()(*batch(torch.tensor([3, outside])))

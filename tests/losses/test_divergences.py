@@ -338,19 +338,10 @@ def test_vocabularies_that_differ_in_padding() -> None:
 
 
 ERRORS: list[tuple[Callable[..., Tensor], dict[str, Any], str]] = [
-    *((loss, {"temperature": 0.0}, "temperature must be positive, got 0.0") for loss in ALL.values()),
-    *((loss, {"temperature": math.nan}, "temperature must be positive, got nan") for loss in ALL.values()),
-    (losses.forward_kl, {"reduction": "mean"}, 'must be "token", "sequence", "sum" or "none", got \'mean\''),
+    *((loss, {"temperature": math.nan}, "temperature=nan must be a positive number") for loss in ALL.values()),
     (losses.forward_kl, {"mask": torch.ones(2, 4)}, r"one value a token, \(2, 3\) for.*got \(2, 4\)"),
     (losses.forward_kl, {"mask": torch.ones(2, 3, 5)}, r"one value a token.*got \(2, 3, 5\)"),
     (losses.forward_kl, {"teacher_logits": torch.ones(2, 4, 5)}, r"same positions.*\(2, 3, 5\) and \(2, 4, 5\)"),
-    (losses.generalized_jsd, {"beta": 1.1}, r"beta must be in \[0, 1\], got 1.1"),
-    (losses.generalized_jsd, {"beta": -0.1}, r"beta must be in \[0, 1\], got -0.1"),
-    (losses.symmetric_kl, {"reverse_weight": 2}, r"reverse_weight must be in \[0, 1\], got 2"),
-    (losses.skew_forward_kl, {"alpha": 1.0}, r"alpha must be in \[0, 1\), got 1.0"),
-    (losses.skew_reverse_kl, {"alpha": -1.0}, r"alpha must be in \[0, 1\), got -1.0"),
-    (losses.adaptive_kl, {"mu": 1.5}, r"mu must be in \[0, 1\], got 1.5"),
-    (losses.adaptive_kl, {"variant": "akl"}, 'variant must be "official" or "dskd", got \'akl\''),
 ]
 
 

@@ -81,7 +81,7 @@ def test_mean_of_the_terms_of_the_samples(name: str) -> None:
     per_sample = loss(student, teacher, reduction="none")
     assert per_sample.shape == (B,)
     torch.testing.assert_close(per_sample.mean(), loss(student, teacher))
-    with pytest.raises(ValueError, match='reduction must be "mean" or "none", got \'sum\''):
+    with pytest.raises(ValueError, match="reduction='sum' must be 'mean' or 'none'"):
         loss(student, teacher, reduction="sum")
 
 
@@ -176,7 +176,6 @@ def test_dkd_is_finite_for_any_logits(values: list[float], label: int) -> None:
 
 ERRORS: list[tuple[Callable[..., Tensor], tuple[Any, ...], str]] = [
     (losses.kd_loss, (torch.ones(4, 9), torch.ones(4, 1000)), r"\(4, 9\) and \(4, 1000\)"),
-    (losses.kd_loss, (torch.ones(4, 9), torch.ones(4, 9), 0.0), "temperature must be positive, got 0.0"),
     (losses.dkd_loss, (torch.ones(4, 2), torch.ones(4, 2), LABELS[:4]), "at least 3 classes, got 2"),
     (losses.dist_loss, (torch.ones(4, 9), torch.ones(4, 8)), r"\(4, 9\) and \(4, 8\)"),
     (losses.hint_loss, (torch.ones(4, 3), torch.ones(4, 2)), r"one shape, got \(4, 3\) and \(4, 2\)"),

@@ -183,7 +183,5 @@ def test_errors() -> None:
         class_centroids(LOGITS, LABELS, 3)
     with pytest.raises(ValueError, match="3 classes, but num_classes is 4"):
         class_centroids(LOGITS, LABELS, 4)
-    with pytest.raises(ValueError, match="weight must not be negative, got -0.25"):
-        mcmi_loss(LOGITS, LABELS, CENTROIDS, weight=-0.25)
     with pytest.raises(ValueError, match="logits have 3 classes, but centroids 2"):
         surrogate_kl(LOGITS, LABELS, CENTROIDS[:, :2])

@@ -100,11 +100,8 @@ def test_bad_input_says_so(path: str) -> None:
     network = causal_lm(path)
     for settings, sentence in (
         ({"teacher": None}, "kd_weight=1.0 needs a teacher, and it is None"),
-        ({"teacher": "offline"}, "teacher='offline' must be \"adapter_off\" or a network"),
         ({"teacher": "adapter_off"}, "it has none: give lora"),
         ({"teacher": network}, "are one object"),
-        ({"temperature": -1.0}, "temperature=-1.0 must be positive"),
-        ({"kd_weight": 0.0}, "not both 0"),
     ):
         with pytest.raises(ValueError, match=sentence):
             LanguageDistill(network, **settings)  # type: ignore[arg-type]

@@ -152,8 +152,6 @@ def test_teacher_mixed_sequences_are_of_the_mixture(path: str) -> None:
     assert MixedEngine(student, tokenizer, teacher, 1.0).generate([prompt, other], Sampling(6, seed=4)) == ends
     ends = TransformersEngine(student, tokenizer).generate([prompt, other], Sampling(6, seed=4))
     assert MixedEngine(student, tokenizer, teacher, 0.0).generate([prompt, other], Sampling(6, seed=4)) == ends
-    with pytest.raises(ValueError, match=r"share=1.5 must lie in \[0, 1\]"):
-        MixedEngine(student, tokenizer, teacher, 1.5)
 
 
 # Loss
@@ -360,9 +358,7 @@ def test_one_file_of_the_command_line(path: str, tmp_path: Path) -> None:
 def test_bad_input_says_so(path: str) -> None:
     student, teacher = network(path, 1), network(path, 2)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"span_weight": -1.0}, "span_weight=-1.0 and subnet_lr_mult=1.0 must not be negative"),
         ({"span_weight": 1.0}, "span_weight=1.0 and chunker=None do not go together"),
-        ({"span_norm": "l3"}, "span_norm='l3' must be"),
         ({"kd_weight": 0.0, "source": OnPolicy()}, "source=OnPolicy lets the student write, and no term learns"),
         ({"teacher": None, "kd_weight": 0.0, "source": SCRG(OnPolicy()), "sft_on_generated": True}, "need a teacher"),
         ({"teacher": causal(vocab_size=99)}, "different tokenizers"),
@@ -370,8 +366,6 @@ def test_bad_input_says_so(path: str) -> None:
     for settings, sentence in cases:
         with pytest.raises(ValueError, match=sentence):
             MGSRDistill(student, **{"teacher": teacher, **settings})
-    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\], got 1.5"):
-        GeneralizedJSD(1.5)
 
 
 def test_bad_training_says_so(path: str) -> None:

@@ -166,9 +166,6 @@ def test_allowed_tokens_follow_the_padding_of_the_batch() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"n_best": 0}, "n_best=0 must be at least 1"),
-        ({"max_answer_length": 0}, "max_answer_length=0 must be at least 1"),
-        ({"temperature": -1.0}, "temperature=-1.0 must be positive"),
         ({"teacher": reader(vocab_size=50)}, r"Network and teacher have different tokenizers \(40 and 50 tokens\)"),
     ],
 )

@@ -343,13 +343,7 @@ def test_bad_input_says_so(path: str, tmp_path: Path) -> None:
     other = SSBDataModule(refined=refined, tokenizer=path, teacher_logits=folder, include_eos=False)
     with pytest.raises(ValueError, match="written for solutions of another include_eos"):
         other.setup("fit")
-    for settings, sentence in (
-        ({"temperature": 0.0}, "temperature=0.0 must be positive"),
-        ({"kd_weight": 0.0}, "kd_weight=0.0 and ce_weight=0.0 must not be negative, and not both 0"),
-        ({"beta": 1.5}, r"beta=1.5 must lie in \[0, 1\]"),
-        ({"teacher": "offline", "beta": 0.5}, "keeps the largest classes only"),
-        ({"teacher": "self"}, "teacher='self' must be"),
-    ):
+    for settings, sentence in (({"teacher": "offline", "beta": 0.5}, "keeps the largest classes only"),):
         with pytest.raises(ValueError, match=sentence):
             SSBDistill(causal_lm(path, lora=LORA), **settings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="it has none: give lora"):

@@ -240,21 +240,6 @@ def test_a_network_of_ours_as_the_teacher(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "out")["engine"]["weights"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"sampling": Sampling(samples=2)}, "samples=2 must be 1"),
-        ({"attempts": 0}, "attempts=0 at least 1"),
-        ({"min_words": 0}, "min_words=0 must be at least 1"),
-        ({"max_words": 0}, "max_words=0 no less"),
-        ({"min_success": 1.5}, r"min_success=1\.5 must lie in \[0, 1\]"),
-    ],
-)
-def test_bad_arguments(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        Synthesis("out", engine=Teacher(add), **settings)
-
-
 def test_other_data(tmp_path: Path) -> None:
     module = Synthesis(str(tmp_path / "out"), engine=Teacher(add))
     with pytest.raises(ValueError, match="ArithmeticDataModule is no TaskDataModule"):

@@ -123,7 +123,7 @@ def test_unknown_architectures_and_layers_say_so() -> None:
     with pytest.raises(ValueError, match="'gpt2' is not known; known are bert, .*modernbert"):
         SelfAttentionVectors(GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10)))
     for layer in (0, 4):
-        with pytest.raises(ValueError, match=f"layer={layer} does not exist: BertModel has layers 1 to 3"):
+        with pytest.raises(ValueError, match=f"teacher_layer={layer} does not exist: BertModel has layers 1 to 3"):
             truncated(encoder(), layer)
     with pytest.raises(ValueError, match="more than one group"):
         SelfAttentionVectors(encoder("albert", num_hidden_groups=3))

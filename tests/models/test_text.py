@@ -135,8 +135,6 @@ def test_fewer_layers_of_modernbert(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"head": "tagging"}, "head='tagging' must be one of sequence_classification, question_answering"),
-        ({"init": "copied"}, "init='copied' must be"),
         ({"config": {"depth": 3}}, "config names 'depth', which a bert configuration does not have"),
         ({"init": "layers", "config": {"hidden_size": 12}}, r"student \(3 x 12\) needs the width"),
         ({"init": "layers", "config": {"num_hidden_layers": 4}}, r"student \(4 x 24\) needs the width"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lit_kd.checks import check_network, check_whole
 from lit_kd.language.chat import Example, Prompt, collate, encode_prompt, end_tokens
 from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, limits, uniforms
 from lit_kd.models.causal import whole_network
@@ -40,8 +41,8 @@ class TransformersEngine(Engine):
     """
 
     def __init__(self, network: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        check_network(network=network)
+        check_whole(batch_size=batch_size)
         self.network, self.tokenizer, self.batch_size = network, tokenizer, batch_size
 
     def describe(self) -> dict[str, Any]:

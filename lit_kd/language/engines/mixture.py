@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_kd.checks import check_network, check_share
 from lit_kd.language.engines.hugging_face import TransformersEngine
 from lit_kd.models.causal import whole_network
 
@@ -45,8 +46,8 @@ class MixedEngine(TransformersEngine):
         batch_size: int = 16,
     ) -> None:
         super().__init__(network, tokenizer, batch_size)
-        if not 0 <= share <= 1:
-            raise ValueError(f"share={share} must lie in [0, 1]: it is what the mixture has of the teacher.")
+        check_network(other=other)
+        check_share(share=share)
         self.share, self.other = share, other
 
     def processors(self, prompt_mask: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:

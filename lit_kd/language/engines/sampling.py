@@ -1,6 +1,5 @@
 """What all engines take and give, and random numbers that belong to a completion."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lit_kd.checks import check_not_negative, check_positive, check_share, check_whole
 from lit_kd.language.chat import Prompt
 
 
@@ -39,19 +39,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        bounds = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (0 <= self.temperature < math.inf, "0 (greedy) or positive"),
-            "top_k": (self.top_k >= 0, "0 (all tokens) or positive"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (all tokens)"),
-            "min_p": (0 <= self.min_p <= 1, "from 0 (all tokens) to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "positive, 1 for none"),
-            "samples": (self.samples >= 1, "at least 1"),
-            "seed": (self.seed >= 0, "0 or positive"),
-        }
-        for name, (right, range_) in bounds.items():
-            if not right:
-                raise ValueError(f"{name}={getattr(self, name)} must be {range_}.")
+        check_whole(max_new_tokens=self.max_new_tokens, samples=self.samples)
+        check_whole(0, top_k=self.top_k, seed=self.seed)
+        check_not_negative(temperature=self.temperature)
+        check_positive(repetition_penalty=self.repetition_penalty)
+        check_share("(0, 1]", top_p=self.top_p)
+        check_share(min_p=self.min_p)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
+from lit_kd.checks import check_not_negative, check_positive, check_whole
 from lit_kd.language.chat import Prompt
 from lit_kd.language.engines.sampling import Completion, Engine, Sampling, draws, limits, request_seed
 
@@ -68,16 +69,13 @@ class ServerEngine(Engine):
         try:
             import openai
         except ImportError as error:
-            raise ImportError('ServerEngine needs openai: pip install "lit-kd[llm]"') from error
-        for name, value, least in (("concurrency", concurrency, 1), ("retries", retries, 0), ("backoff", backoff, 0)):
-            if value < least:
-                raise ValueError(f"{name}={value} must be at least {least}.")
-        if timeout <= 0:
-            raise ValueError(f"timeout={timeout} must be a positive number of seconds.")
+            raise ImportError("ServerEngine needs openai: pip install 'lit-kd[llm]'.") from error
+        check_whole(concurrency=concurrency)
+        check_whole(0, retries=retries)
+        check_not_negative(backoff=backoff)
+        check_positive(timeout=timeout)
         paces = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-        for name, limit in paces.items():
-            if limit is not None and limit <= 0:
-                raise ValueError(f"{name}={limit} must be positive, or None for no limit.")
+        check_positive(**{name: limit for name, limit in paces.items() if limit is not None})
         if urlsplit(base_url).scheme not in ("http", "https"):
             raise ValueError(f"base_url={base_url!r} must begin with http:// or https://.")
         self.model, self.base_url, self.key_variable = model, base_url, key_variable

@@ -27,7 +27,7 @@ class VLLMEngine(Engine):
         try:
             import vllm
         except ImportError as error:
-            raise ImportError("VLLMEngine needs vllm: pip install vllm (on a machine with a GPU)") from error
+            raise ImportError("VLLMEngine needs vllm: pip install vllm, on a machine with a GPU.") from error
         self.path, self.settings = path, settings or {}
         self.tokenizer = lm_tokenizer(path)
         # "vllm": not the generation config of the checkpoint.

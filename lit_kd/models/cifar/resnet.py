@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_kd.checks import check_choice
 from lit_kd.models.cifar.network import CIFARNetwork, conv3x3, register
 
 
@@ -74,9 +75,8 @@ class CIFARResNet(CIFARNetwork):
     ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"depth must be 6n + 2 (8, 14, 20, ...), got {depth}.")
-        if shortcut not in ("A", "B"):
-            raise ValueError(f'shortcut must be "A" or "B", got {shortcut!r}.')
+            raise ValueError(f"depth={depth} must be 6n + 2 (8, 14, 20, ...).")
+        check_choice(("A", "B"), shortcut=shortcut)
         blocks = (depth - 2) // 6
 
         def stage(in_planes: int, planes: int, stride: int) -> nn.Sequential:

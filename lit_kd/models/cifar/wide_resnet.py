@@ -49,7 +49,7 @@ class CIFARWideResNet(CIFARNetwork):
     ) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4:
-            raise ValueError(f"depth must be 6n + 4 (10, 16, 22, ...), got {depth}.")
+            raise ValueError(f"depth={depth} must be 6n + 4 (10, 16, 22, ...).")
         widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
 
         def stage(in_planes: int, planes: int, stride: int) -> nn.Sequential:
