@@ -98,6 +98,10 @@ class MiniLMDistill(Distill):
     """
 
     papers = PAPERS
+    limits = (
+        "What lies behind the queries, keys and values of the last layer keeps its initial values: fine-tune the "
+        "network before its outputs are used."
+    )
 
     schedule_interval = "step"
 

@@ -1,5 +1,6 @@
 """Networks, teachers, feature taps, checkpoints and export."""
 
+from lit_kd.models.card import Origin, Paper
 from lit_kd.models.causal import CompletionStates, causal_lm, completion_labels
 from lit_kd.models.checkpoint import load_checkpoint
 from lit_kd.models.ema import EMATeacher
@@ -17,6 +18,8 @@ __all__ = [
     "EMATeacher",
     "FeatureTaps",
     "FrozenTeacher",
+    "Origin",
+    "Paper",
     "PixelModel",
     "VisionModel",
     "Vocabulary",

@@ -26,7 +26,14 @@ _ABSOLUTE = re.compile(r"(?:^|[\s=:,;'\"(\[])(?:~|/|[A-Za-z]:\\)")
 
 @dataclass(frozen=True)
 class Paper:
-    """A publication on arXiv; authors as BibTeX has them, "Ada Lovelace and Alan Turing"."""
+    """A publication on arXiv.
+
+    Attributes:
+        title: of it.
+        authors: as BibTeX has them, "Ada Lovelace and Alan Turing".
+        year: of its publication.
+        arxiv: its identifier there, such as ``2401.08732``.
+    """
 
     title: str
     authors: str

@@ -25,8 +25,8 @@ def save_exported(
 ) -> Path:
     """Write ``model.safetensors``, ``model.json`` (architecture, input statistics, ``details``) and a model card.
 
-    The card, ``README.md``, is in Hugging Face's format and says what ``origin`` knows; what it does not, the card
-    calls unknown. It is written anew each time.
+    The card, ``README.md``, is in Hugging Face's format and says what ``origin`` (:class:`lit_kd.models.Origin`) knows;
+    what it does not, the card calls unknown. It is written anew each time.
 
     A network of Hugging Face's is written as ``AutoModel.from_pretrained(folder)`` reads it, with its tokenizer if it
     has a ``tokenizer_path``; ``model.json`` stands beside. One with a LoRA adapter is written with the adapter merged

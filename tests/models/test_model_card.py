@@ -16,8 +16,8 @@ from toy import toy_network
 
 import lit_kd
 from lit_kd.methods import Distill
-from lit_kd.models import causal_lm, save_exported, text_encoder, vision_model
-from lit_kd.models.card import Origin, Paper, hub_name, public
+from lit_kd.models import Origin, Paper, causal_lm, save_exported, text_encoder, vision_model
+from lit_kd.models.card import hub_name, public
 
 PAPER = Paper("On {Computable} Numbers", "Alan Turing and Ada Lovelace", 1936, "1234.56789")
 
@@ -196,10 +196,14 @@ def test_base_models_are_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_adapter_has_a_card_without_the_path_of_its_base(tmp_path: Path) -> None:
-    save_exported(chat_model(tmp_path / "base"), tmp_path / "out", origin=Origin(license="mit"))
-    card = ModelCard.load(tmp_path / "out/adapter/README.md")
-    assert (card.data.library_name, card.data.license) == ("peft", "mit")
-    assert str(tmp_path) not in card.content
+    network: Any = chat_model(tmp_path / "base")
+    for name, base in ((None, None), ("me/base", "me/base")):
+        network.weights_from = name or network.tokenizer_path
+        save_exported(network, tmp_path / "out", origin=Origin(license="mit"))
+        for folder, library in (("out", "transformers"), ("out/adapter", "peft")):
+            card = ModelCard.load(tmp_path / folder / "README.md")
+            assert (card.data.library_name, card.data.license, card.data.base_model) == (library, "mit", base)
+            assert str(tmp_path) not in card.content
 
 
 @pytest.mark.parametrize(
