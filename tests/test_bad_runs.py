@@ -543,7 +543,10 @@ CLASSIFIER, DIGITS = ["--model=Classifier", *NETWORK], ["--data=DigitsDataModule
         ),
     ],
 )
-def test_the_command_line_says_what_the_class_says(words: list[str], sentence: str) -> None:
+def test_the_command_line_says_what_the_class_says(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the fit saves its configuration there
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the sentence is looked for below
         main([*FIT, *words])
     assert sentence in str(caught.value)  # among the lines by which the parser says where it was
