@@ -11,6 +11,7 @@ from chat_toy import chat_tokenizer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from mgsr_toy import Dialogues, network
+from sharded import ShardedApart
 from text_toy import constant
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from toy import quiet_trainer
@@ -63,6 +64,8 @@ def run(kind: str, devices: int, folder: Path) -> dict[str, Any]:
         )  # fmt: skip
         sharded = ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False) if kind == "fsdp" else "ddp"
         strategy = sharded if devices > 1 else "auto"
+        if kind == "fsdp" and devices > 1:
+            settings["callbacks"] = [ShardedApart("student", "teacher")]
         trainer = quiet_trainer(devices=devices, strategy=strategy, **{"max_epochs": 1, **settings})
         trainer.fit(module, data, ckpt_path=checkpoint)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)

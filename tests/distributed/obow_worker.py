@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from obow_toy import CropImages, module, network, state
+from sharded import ShardedApart
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from toy import quiet_trainer
@@ -73,7 +74,7 @@ def run_fsdp(folder: Path, devices: int) -> dict[str, dict[str, Tensor]]:
             devices=devices,
             strategy=strategy,
             max_epochs=2,
-            callbacks=[keep],
+            callbacks=[keep, *[ShardedApart("student", "teacher")] * (devices > 1)],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,

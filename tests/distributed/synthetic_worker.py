@@ -8,6 +8,7 @@ import torch
 import two_processes
 from chat_toy import causal, saved
 from lightning.pytorch.strategies import ModelParallelStrategy
+from sharded import ShardedApart
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from toy import quiet_trainer
 
@@ -41,6 +42,7 @@ def run(kind: str, devices: int, folder: Path) -> dict[str, Any]:
         if teacher is not None:
             teacher.tokenizer_path = path
         module = SyntheticDistill(causal_lm(path, lora=lora), teacher, kd_weight=float(name == "whole"), lr=1e-2)
+        names = ["student", *["teacher"] * (teacher is not None)]
         sharded = ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False) if kind == "fsdp" else "ddp"
         trainer = quiet_trainer(
             devices=devices,
@@ -48,6 +50,7 @@ def run(kind: str, devices: int, folder: Path) -> dict[str, Any]:
             max_epochs=2,
             accumulate_grad_batches=2,
             gradient_clip_val=1.0,
+            callbacks=[ShardedApart(*names)] if kind == "fsdp" and devices > 1 else [],
         )
         trainer.fit(
             module,

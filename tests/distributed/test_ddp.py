@@ -25,7 +25,7 @@ def one() -> dict[str, dict[str, Any]]:
     return worker.run_ddp(devices=1)
 
 
-@pytest.mark.parametrize("method", ["kd", "teacher", "vid", "defensive"])  # CRD draws, and FitNet has batch norm
+@pytest.mark.parametrize("method", sorted({*worker.METHODS} - {"crd", "fitnet"}))  # CRD draws, FitNet has batch norm
 def test_weights_and_centroids_equal_one_process(
     method: str, one: dict[str, dict[str, Any]], two: dict[str, dict[str, Any]]
 ) -> None:
@@ -33,7 +33,7 @@ def test_weights_and_centroids_equal_one_process(
         torch.testing.assert_close(two[method]["states"][key][0], expected[0], rtol=0, atol=1e-5, msg=key)
 
 
-@pytest.mark.parametrize("method", ["kd", "teacher", "vid", "fitnet", "crd", "defensive"])
+@pytest.mark.parametrize("method", worker.METHODS)
 def test_ranks_agree(method: str, two: dict[str, dict[str, Any]]) -> None:
     # Batch-norm statistics are each rank's own until the next step; CRD's banks and the centroids are not.
     for key, (first, second) in two[method]["states"].items():

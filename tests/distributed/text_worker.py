@@ -8,6 +8,7 @@ from typing import Any
 import two_processes
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from sharded import ShardedApart
 from text_toy import TinyGLUE, TinySQuAD, classifier, reader, sgd, weights
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from toy import quiet_trainer
@@ -69,6 +70,7 @@ def run_fsdp(devices: int) -> dict[str, Any]:
             devices=devices,
             strategy=strategy,
             max_epochs=2,
+            callbacks=[ShardedApart("network", "teacher")] if devices > 1 else [],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

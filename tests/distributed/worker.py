@@ -21,11 +21,12 @@ from torch.distributed.tensor import DTensor
 from lit_kd.attacks import Protocol
 from lit_kd.callbacks import ExportStudent, RobustnessReport
 from lit_kd.datamodules import DigitsDataModule
-from lit_kd.methods import DefensiveDistill, MCMIDistill, MCMITeacher
+from lit_kd.methods import DefensiveDistill, FineTune, LinearEvaluation, MCMIDistill, MCMITeacher
 from lit_kd.methods.classifier import Classifier
 from lit_kd.models import vision_model
 from lit_kd.objectives import CRD, KD, VID, FitNet
 
+METHODS = ("kd", "teacher", "vid", "fitnet", "crd", "defensive", "classifier", "linear", "fine_tune")
 OMITTED = [3, 7]
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -59,6 +60,10 @@ def build(method: str) -> Classifier:
     student, teacher = TinyNetwork(4), TinyNetwork(6)
     if method == "teacher":
         return MCMITeacher(teacher, 10, centroids="epoch", optimizer=sgd)
+    if method == "classifier":
+        return Classifier(student, 10, optimizer=sgd)
+    if method in ("linear", "fine_tune"):
+        return (LinearEvaluation if method == "linear" else FineTune)(student, 10, "stage2", optimizer=sgd)
     if method == "defensive":
         return DefensiveDistill(student, teacher, 10, optimizer=sgd)
     objective = {
@@ -80,7 +85,7 @@ class LastStep(Callback):
 def run_ddp(devices: int) -> dict[str, dict[str, Any]]:
     """Two epochs of three steps of 16 images with every method, and a test; of the state, all ranks' copies."""
     results = {}
-    for method in ("kd", "teacher", "vid", "fitnet", "crd", "defensive"):
+    for method in METHODS:
         data = DigitsDataModule(
             batch_size=16 // devices,
             samples_per_epoch=48,
