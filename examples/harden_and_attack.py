@@ -59,7 +59,7 @@ def main(folder: Path) -> None:
     attacks = ("noise", "fgsm_naive", "pgd_naive", "fgsm_T", "pgd_T", "pgd_margin", "apgd_dlr", "transfer", "cw")
     effort = {"steps": 20, "cw": {"steps": 50, "search_steps": 3}}
     protocol = Protocol(eps=0.15, eps_grid=(0.05, 0.1, 0.3, 1.0), attacks=attacks, **effort)
-    report = RobustnessReport(protocol, undefended=undefended, samples=100)
+    report = RobustnessReport(protocol, undefended=undefended, max_samples=60)
     Trainer(callbacks=[report], default_root_dir=folder, **SETTINGS).test(student, test, verbose=False)
     print(f"In {folder}: robustness.md, robustness.json and, with matplotlib, robustness.png.")
 

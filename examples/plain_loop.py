@@ -64,7 +64,7 @@ def main() -> None:
         return F.cross_entropy(logits, label)
 
     torch.manual_seed(0)
-    teacher = train(network(32), by_label, images[:1400], labels[:1400], steps=600)
+    teacher = train(network(16), by_label, images[:1400], labels[:1400], steps=400)
 
     def by_teacher(batch: Tensor, logits: Tensor, label: Tensor) -> Tensor:
         with torch.no_grad():
@@ -74,7 +74,7 @@ def main() -> None:
     print(f"teacher    {accuracy(teacher, *test):5.1f} %")
     for name, loss in (("alone", by_label), ("distilled", by_teacher)):
         torch.manual_seed(1)
-        student = train(network(4), loss, images[:100], labels[:100], steps=600)
+        student = train(network(4), loss, images[:100], labels[:100], steps=400)
         print(f"{name:10} {accuracy(student, *test):5.1f} %")
 
 
