@@ -922,6 +922,8 @@ WITHOUT_A_ROW: dict[Callable[..., Any], str] = {
     models.VisionModel: "built by vision_model",
     models.completion_labels: "reads tensors of the collator's own",
     models.save_exported: "writes any network into any folder",
+    models.Origin: "free text of a model card",
+    models.Paper: "free text of a model card",
 }
 
 
