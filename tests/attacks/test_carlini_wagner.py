@@ -167,11 +167,11 @@ def test_more_effort_is_not_worse() -> None:
     image, label = batch(network, 32)
     quick, long = (
         carlini_wagner(network, image, label),
-        carlini_wagner(network, image, label, steps=300, stop_early=False),
+        carlini_wagner(network, image, label, steps=150, stop_early=False),
     )
     assert quick.success.all() and long.success.all()
     assert (quick.l2 / long.l2).median() <= 1.02
-    assert quick.queries.double().mean() < 0.2 * long.queries.double().mean()
+    assert quick.queries.double().mean() < 0.4 * long.queries.double().mean()
 
 
 def test_flags_come_back_and_inference_mode_works() -> None:

@@ -33,7 +33,7 @@ def evaluate(
     protocol: Protocol,
     sources: dict[str, nn.Module] | None = None,
     samples: int = 500,
-    chunk: int = 250,
+    chunk: int = 500,
 ) -> tuple[Report, Records]:
     image, label, *_ = mixture()
     suite = build_suite(protocol, 10, sources)

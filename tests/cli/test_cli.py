@@ -127,7 +127,7 @@ def test_a_classifier_checkpoint_serves_as_teacher(tmp_path: Path) -> None:
 
 
 def test_the_program_itself() -> None:
-    version = subprocess.run([sys.executable, "-m", "lit_kd", "--version"], capture_output=True, text=True, timeout=120)
+    version = subprocess.run([sys.executable, "-m", "lit_kd", "--version"], capture_output=True, text=True, timeout=300)
     assert version.returncode == 0
     assert __version__ in version.stdout
 
@@ -138,5 +138,5 @@ def test_shell_completion(tmp_path: Path) -> None:
     answer = tmp_path / "answer"
     settings = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n"}
     line = {"COMP_LINE": "lit-kd ", "COMP_POINT": "7", "COMP_TYPE": "9"}
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, **settings, **line}, timeout=120, check=False)
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **settings, **line}, timeout=300, check=False)
     assert {"fit", "validate", "test", "predict"} <= {word.strip() for word in answer.read_text().split("\n")}

@@ -235,8 +235,7 @@ def test_padding_is_the_tokenizers(side: str, tmp_path: Path) -> None:
 # Through the trainer
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("stop_at", [2, 5, 6])
+@pytest.mark.parametrize(("stop_at", "num_workers"), [(2, 0), (5, 0), (6, 0), (5, 2)])
 def test_a_resumed_run_equals_a_straight_one(stop_at: int, num_workers: int, path: str, tmp_path: Path) -> None:
     """Four steps an epoch: in its middle, in the second, and after one that an odd pass ends in."""
     root = rte(tmp_path, 15, 7)
