@@ -26,10 +26,10 @@ from lit_kd.datamodules.loading import Batch, ImageSet
 IMAGES = 25_600  # a multiple of both batch sizes
 
 
-class TorchvisionCIFAR10(datasets.CIFAR10):
+class TorchvisionCIFAR10(datasets.CIFAR10):  # type: ignore[misc]  # torchvision has no types
     """torchvision's dataset around pixels that are already read: its own __getitem__ is what is measured."""
 
-    def __init__(self, images: ImageSet, transform: Callable) -> None:
+    def __init__(self, images: ImageSet, transform: Callable[[Any], Any]) -> None:
         """Keep the first IMAGES as torchvision does, (N, 32, 32, 3) in numpy."""
         datasets.VisionDataset.__init__(self, "", transform=transform)
         batch = images[{"index": torch.arange(IMAGES)}]

@@ -15,7 +15,7 @@ import sys
 import threading
 from functools import cache, lru_cache
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 Verdict = Literal["equal", "different", "undecided", "unreadable gold"]
 
@@ -106,7 +106,7 @@ def serve() -> None:
 def _compare(prediction: str, gold: str) -> Verdict:
     from math_verify import LatexExtractionConfig, parse, verify
 
-    def read(formula: str) -> list:
+    def read(formula: str) -> list[Any]:
         # Only what stands in the box: by default, any number in a box that it can't read would do.
         return parse(
             rf"\boxed{{{formula}}}",
