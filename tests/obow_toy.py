@@ -3,7 +3,9 @@
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from toy import quiet_trainer
 
 from lit_kd.datamodules import ImageDataModule
 from lit_kd.datamodules.augment import counter_uniform
@@ -82,3 +84,26 @@ def state(obow: OBoWModule) -> dict[str, Tensor]:
 def moving(states: dict[str, Tensor]) -> dict[str, Tensor]:
     """What only an optimizer step may move, batch statistics apart."""
     return {key: value for key, value in states.items() if key.startswith(("teacher.", "vocabularies."))}
+
+
+def fit(obow: LightningModule, data: Any = None, **settings: Any) -> Trainer:
+    torch.set_num_threads(1)
+    trainer = quiet_trainer(**{"max_epochs": 1, **settings})
+    trainer.fit(obow, datamodule=data or CropImages(batch_size=8))
+    return trainer
+
+
+def same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+class Record(Callback):
+    """The state after each batch."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+        self.steps: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: OBoWModule, *args: Any) -> None:
+        self.states.append(state(pl_module))
+        self.steps.append(trainer.global_step)

@@ -6,14 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import obow_toy
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from obow_toy import CropImages, module, moving, network, state
-from torch import Tensor, nn
+from obow_toy import CropImages, Record, fit, module, network, same, state
+from torch import Tensor
 from toy import quiet_trainer
 
 import lit_kd
@@ -28,32 +26,8 @@ from lit_kd.callbacks import (
 from lit_kd.cli import LitKDCLI
 from lit_kd.datamodules.augment import counter_uniform
 from lit_kd.methods import OBoWModule
-from lit_kd.methods.obow import _PLACES, views
-from lit_kd.models import EMATeacher, Vocabulary, load_checkpoint, load_exported, save_exported, vision_model
-
-
-def fit(obow: LightningModule, data: Any = None, **settings: Any) -> Trainer:
-    torch.set_num_threads(1)
-    trainer = quiet_trainer(**{"max_epochs": 1, **settings})
-    trainer.fit(obow, datamodule=data or CropImages(batch_size=8))
-    return trainer
-
-
-def same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 0.0) -> None:
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-
-
-class Record(Callback):
-    """The state after each batch."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, Tensor]] = []
-        self.steps: list[int] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: OBoWModule, *args: Any) -> None:
-        self.states.append(state(pl_module))
-        self.steps.append(trainer.global_step)
-
+from lit_kd.methods.obow import _PLACES
+from lit_kd.models import EMATeacher, Vocabulary, load_exported, save_exported, vision_model
 
 # The published step
 
@@ -396,92 +370,6 @@ def test_evaluated_and_exported_network_is_the_student(tmp_path: Path) -> None:
     assert obow.network is obow.student
 
 
-# Resume
-
-MOMENTS: dict[str, dict[str, Any]] = {
-    "middle-step=3": {"every_n_train_steps": 3},
-    "last_batch-step=4": {"every_n_train_steps": 4},
-    "epoch_end-step=4": {"save_on_train_epoch_end": True},
-    "second_epoch-step=6": {"every_n_train_steps": 6},
-}
-
-
-def test_resumed_equals_straight(tmp_path: Path) -> None:
-    """With drawn places of new words and the published optimizer and schedule; with counted ones: tests/faults."""
-    recipe: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}
-
-    class Data(CropImages):
-        def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-            batch = super().on_after_batch_transfer(batch, dataloader_idx)
-            return {key: value for key, value in batch.items() if key != "visit"}
-
-    settings: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 2, "enable_checkpointing": True}
-    keep = [
-        ModelCheckpoint(tmp_path, filename=name.split("-")[0] + "-{step}", save_top_k=-1, **when)
-        for name, when in MOMENTS.items()
-    ]
-    torch.manual_seed(1)
-    straight = module(network(norm=True), **recipe)
-    trainer = fit(straight, Data(batch_size=8), callbacks=keep, **settings)
-    expected, optimizer = state(straight), trainer.optimizers[0].state_dict()
-    for seed, moment in enumerate(MOMENTS):
-        torch.manual_seed(seed)
-        resumed = module(network(norm=True), **recipe)
-        trainer = quiet_trainer(**{**settings, "enable_checkpointing": False})
-        trainer.fit(resumed, datamodule=Data(batch_size=8), ckpt_path=tmp_path / f"{moment}.ckpt")
-        same(state(resumed), expected)
-        torch.testing.assert_close(trainer.optimizers[0].state_dict(), optimizer, rtol=0, atol=0)
-        assert int(resumed.teacher.clock) == trainer.global_step == 8
-
-
-def test_first_update_after_a_resume_is_that_of_the_step(tmp_path: Path) -> None:
-    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
-    fit(module(), callbacks=[keep], enable_checkpointing=True)
-    obow, momenta = module(), []
-    original = obow.teacher.momentum_at
-    obow.teacher.momentum_at = lambda step: (momenta.append(step), original(step))[1]
-    trainer = quiet_trainer(max_epochs=1, limit_val_batches=0)
-    trainer.fit(obow, datamodule=CropImages(batch_size=8), ckpt_path=tmp_path / "step=3.ckpt")
-    assert sorted({*momenta} - {0, 2}) == [3, 4, 5, 6, 7]
-
-
-def test_resume_within_an_effective_batch_updates_no_second_time(tmp_path: Path) -> None:
-    class Save(Callback):
-        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, o: Any, b: Any, i: int) -> None:
-            if i == 4:
-                trainer.save_checkpoint(tmp_path / "within.ckpt")
-
-    obow = module()
-    fit(obow, callbacks=[Save()], accumulate_grad_batches=4)
-    saved = torch.load(tmp_path / "within.ckpt", weights_only=True)
-    assert saved["global_step"] == 1 and saved["state_dict"]["teacher.clock"] == 2
-    resumed = module()
-    trainer = quiet_trainer(max_epochs=1, accumulate_grad_batches=4)
-    trainer.fit(resumed, datamodule=CropImages(batch_size=8), ckpt_path=tmp_path / "within.ckpt")
-    assert resumed.teacher.clock == 2 == trainer.global_step
-
-
-def test_checkpoint_holds_what_training_needs_and_loads_anywhere(tmp_path: Path) -> None:
-    obow = module(vision_model("resnet8", num_classes=0), levels=2, border=0)
-    trainer = fit(obow, max_steps=2)
-    trainer.save_checkpoint(tmp_path / "obow.ckpt")
-    content = torch.load(tmp_path / "obow.ckpt", weights_only=True)
-    own = {key for key in content["state_dict"] if not key.startswith(("student.", "teacher.module."))}
-    head = {"kappa", "expand.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"}
-    head |= {"norm.num_batches_tracked", "project.weight", "project.bias"}
-    expected = {f"heads.{level}.{name}" for level in (0, 1) for name in head} | {"teacher.clock"}
-    expected |= {f"vocabularies.{level}.{name}" for level in (0, 1) for name in ("words", "pointer", "mean_distance")}
-    assert own == expected
-    loaded = OBoWModule.load_from_checkpoint(
-        tmp_path / "obow.ckpt", student=vision_model("resnet8", num_classes=0), weights_only=True
-    )
-    same(state(loaded), state(obow))
-    assert (loaded.levels, loaded.image_shape) == (obow.levels, (3, 16, 16))
-    student = vision_model("resnet8", num_classes=0)
-    load_checkpoint(student, tmp_path / "obow.ckpt")
-    same(dict(student.state_dict()), dict(obow.student.state_dict()))
-
-
 # Outside OBoW
 
 
@@ -626,101 +514,6 @@ def test_word_classifier_of_any_network() -> None:
     classifier = obow.word_classifier()
     expected = copy.deepcopy(obow.heads[1]).train()(obow.eval()(image), obow.vocabularies[1].words)
     torch.testing.assert_close(classifier(image), expected)
-
-
-# Errors
-
-
-class Tokens(nn.Module):
-    """A network without places: (B, N, C) like a transformer's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.Linear(3, 4)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.block(image.flatten(2).transpose(1, 2))
-
-
-class Swin(nn.Module):
-    """Maps with the channels last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stage = nn.Linear(3, 5)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.stage(image.permute(0, 2, 3, 1))
-
-
-@pytest.mark.parametrize(
-    ("student", "settings", "message"),
-    [
-        (network(), {"levels": ["1", "layer4"]}, "Sequential has no sub-module 'layer4'; nearest"),
-        (network(), {"levels": []}, "levels must name at least one map"),
-        (network(), {"levels": 2}, "levels=2, but Sequential names 0 stages in its feature_info"),
-        (vision_model("resnet8", 0), {"levels": 4}, "levels=4, but VisionModel names 3 stages"),
-        (vision_model("resnet8", 0), {"levels": 0}, "levels=0, but VisionModel names 3 stages"),
-        (
-            vision_model("resnet8", 0),
-            {"levels": 2},
-            r"Level 'backbone.layer3' has, of 16x16 images, a 4x4 map, but border=1 and pool_kernel=3 need .* 5x5",
-        ),
-        (vision_model("resnet18", 0), {"image_shape": (3, 64, 64), "levels": 2}, "'backbone.layer3' .* a 4x4 map"),
-        (Tokens(), {"levels": ["block"]}, r"Level 'block' of Tokens gives \(1, 256, 4\), but visual words need maps"),
-        (Swin(), {"levels": ["stage"]}, r"Level 'stage' of Swin gives \(1, 16, 16, 5\), channels last"),
-        (network(), {"image_shape": (1, 16, 16)}, "have 1 channels, but OBoW's views change colours: it needs 3"),
-        (network(), {"inverse_delta": [15.0]}, r"inverse_delta=\[15.0\] has 1 values for the 2 levels"),
-        (network(), {"border": [1, 1, 1]}, r"border=\[1, 1, 1\] has 3 values for the 2 levels"),
-    ],
-)
-def test_bad_arguments_say_so_at_once(student: nn.Module, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        module(student, **settings)
-
-
-def test_more_images_than_words_is_an_error_before_training() -> None:
-    with pytest.raises(ValueError, match="num_words=32 is smaller than the 64 images of a step"):
-        fit(module(), CropImages(batch_size=16), accumulate_grad_batches=4, limit_train_batches=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda batch: (batch["image"], batch["label"]), "OBoW needs batches that are dicts .* argument views"),
-        (lambda batch: {"image": batch["image"]}, "OBoW needs batches that are dicts"),
-        (
-            lambda batch: {**batch, "crops": [batch["image"][:5]]},
-            "5 crops are no whole number for each of the 8 images",
-        ),
-        (lambda batch: {**batch, "image": batch["image"][:, :1]}, "have 1 channels"),
-        (lambda batch: {**batch, "image": batch["image"][:, :, 1:]}, r"view is \(3, 15, 16\) but image_shape=\(3, 16"),
-    ],
-)
-def test_bad_batches_say_so(change: Any, message: str) -> None:
-    class Data(CropImages):
-        def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Any:
-            return change(super().on_after_batch_transfer(batch, dataloader_idx))
-
-    with pytest.raises(ValueError, match=message):
-        fit(module(), Data(batch_size=8))
-
-
-def test_classifier_behind_the_levels_is_frozen_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match=r"2 parameters of the student lie behind .*linear.weight.*num_classes=0"):
-        obow = module(vision_model("resnet8", num_classes=10), levels=2, border=0)
-    assert not any(p.requires_grad for name, p in obow.student.named_parameters() if "linear" in name)
-
-
-def test_views_of_a_batch() -> None:
-    image, crops = views({"image": torch.zeros(2, 3, 4, 4), "crops": (torch.zeros(4, 3, 2, 2),)})
-    assert len(image) == 2 and len(crops[0]) == 4
-    assert obow_toy.GROUPS[0][0] == 2
-
-
-def test_moving_keys() -> None:
-    """The helper above knows everything that only an optimizer step may move."""
-    assert {key.split(".")[0] for key in moving(state(module()))} == {"teacher", "vocabularies"}
 
 
 # Learning
