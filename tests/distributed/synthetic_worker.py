@@ -12,6 +12,7 @@ from sharded import ShardedApart
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from toy import quiet_trainer
 
+from lit_kd.callbacks import CompileNetworks
 from lit_kd.datamodules import ChatDataModule
 from lit_kd.methods import SyntheticDistill
 from lit_kd.models import causal_lm
@@ -50,7 +51,9 @@ def run(kind: str, devices: int, folder: Path) -> dict[str, Any]:
             max_epochs=2,
             accumulate_grad_batches=2,
             gradient_clip_val=1.0,
-            callbacks=[ShardedApart(*names)] if kind == "fsdp" and devices > 1 else [],
+            callbacks=[CompileNetworks(backend="eager"), ShardedApart(*names)]
+            if kind == "fsdp" and devices > 1
+            else [],
         )
         trainer.fit(
             module,
