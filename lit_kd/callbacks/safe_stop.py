@@ -67,17 +67,23 @@ class SafeStop(Callback):
         """Do what was asked for, after an optimizer step: between two of them gradients would be lost."""
         if trainer.global_step == self._step:
             return
-        received = torch.tensor([float(number in self._received) for number in SIGNALS], device=pl_module.device)
-        received = trainer.strategy.reduce(received, reduce_op="max") if trainer.world_size > 1 else received
-        self._received.clear()
-        asked = [number for number, flag in zip(SIGNALS, received.tolist(), strict=True) if flag]
-        for number in set(asked) & set(self._handlers) - {signal.SIGTERM}:
+        asked = self._asked(trainer, pl_module.device)
+        for number in asked & set(self._handlers) - {signal.SIGTERM}:
             self._handlers[number](number, None)
         if signal.SIGTERM in asked:
             folder = _folders(trainer)
             if folder:
                 trainer.save_checkpoint(folder[0] / f"last-sigterm-step={trainer.global_step}.ckpt")
             raise SIGTERMException
+
+    def _asked(self, trainer: Trainer, device: torch.device) -> set[int]:
+        """The signals that any rank has received since it was last asked."""
+        received, self._received = self._received, set()
+        if trainer.world_size == 1:  # no tensor: to read it, a GPU would have to be waited for
+            return received
+        flags = torch.tensor([float(number in received) for number in SIGNALS], device=device)
+        flags = trainer.strategy.reduce(flags, reduce_op="max")
+        return {number for number, flag in zip(SIGNALS, flags.tolist(), strict=True) if flag}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the handlers back."""
