@@ -93,8 +93,15 @@ def filling(folder: str | Path) -> Iterator[Path]:
 
 def _to_disk(file: Path) -> None:
     if file.is_file():
+        file.chmod(_usual_mode())  # safetensors makes files that nobody else can read
         with file.open("r+b") as opened:
             os.fsync(opened.fileno())
+
+
+def _usual_mode() -> int:
+    mask = os.umask(0o077)  # it can't be asked for without being set
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def pretrained_at(path: str | Path) -> dict[str, str]:

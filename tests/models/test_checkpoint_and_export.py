@@ -120,3 +120,11 @@ def test_channels_last_changes_the_memory_format_and_not_the_numbers() -> None:
     fast = vision_model("resnet8", 10, channels_last=True).eval()
     assert fast.backbone.conv1(IMAGE).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(fast(IMAGE), plain(IMAGE), rtol=1e-4, atol=1e-4)
+
+
+def test_others_may_read_the_weights(network: VisionModel, tmp_path: Path) -> None:
+    """On a shared disk; safetensors itself lets nobody else."""
+    save_exported(network, tmp_path)
+    usual = tmp_path / "usual"
+    usual.touch()
+    assert {file.stat().st_mode for file in tmp_path.iterdir()} == {usual.stat().st_mode}
