@@ -77,7 +77,7 @@ def minilm(size: Size, relations: Any) -> dict[str, Variant]:
     """The bare loop runs whole networks with eager attention and ``output_attentions=True``."""
     file = size.folder / "corpus.txt"
     file.write_text("\n".join(one.question for one in problems(400)))
-    settings = amount(size, size.pick(4, 2)) | {"max_length": size.pick(64, 512)}
+    settings = amount(size, size.pick(4, 1)) | {"max_length": size.pick(64, 512)}
     data = TextCorpusDataModule(tokenizer=tokenizer(size), files=str(file), **settings)
 
     def make(attention: str) -> MiniLMDistill:
