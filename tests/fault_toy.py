@@ -220,7 +220,7 @@ class Moments(Callback):
         last_step: and when the last step was.
     """
 
-    def __init__(self, kill: int | None = None, number: int = signal.SIGKILL) -> None:
+    def __init__(self, kill: int | None = None, number: int = int(signal.SIGKILL)) -> None:
         self.kill, self.number, self.count, self.first_save, self.last_step = kill, number, 0, 0, 0
 
     def _moment(self, *args: Any) -> None:
