@@ -11,11 +11,12 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from json_server import JSONHandler, serving
 
 
 def answer(text: Any = "done", reason: Any = "stop") -> dict[str, Any]:
@@ -45,7 +46,7 @@ class Server(ThreadingHTTPServer):
         """The client left: nothing to say."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JSONHandler):
     server: Server
 
     def do_POST(self) -> None:
@@ -88,27 +89,13 @@ class Handler(BaseHTTPRequestHandler):
         }
         return self.send(200, bodies.get(word, answer(self.server.reply)))
 
-    def send(self, status: int, body: Any, kind: str = "application/json") -> None:
-        content = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
 
 @contextmanager
 def fault_server() -> Iterator[Server]:
     """A running server of ours."""
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    server = Server()
+    with serving(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def free_port() -> int:

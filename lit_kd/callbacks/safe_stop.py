@@ -15,9 +15,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_kd.files import replacing
 
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
-]  # Windows lacks the second
+# Windows lacks the second.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class SafeStop(Callback):

@@ -15,7 +15,7 @@ from lit_kd.models.factory import VisionModel
 class Loading:
     """The library that loads a network, its task in the hub's words (None: unknown), and Markdown with code."""
 
-    library: str
+    loader: str
     task: str | None
     text: str
 

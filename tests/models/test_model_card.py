@@ -105,7 +105,8 @@ def test_the_code_of_the_card_loads_the_network(
     network = build(tmp_path / "base").eval()
     out = save_exported(network, tmp_path / "out")
     card = ModelCard.load(out / "README.md")
-    assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == (library, task, None)
+    data = card.data.to_dict()
+    assert (data["library_name"], data.get("pipeline_tag"), data.get("license")) == (library, task, None)
     assert str(tmp_path) not in text_of(out)
     monkeypatch.chdir(out)
     codes = code_of(out)
@@ -202,7 +203,8 @@ def test_the_adapter_has_a_card_without_the_path_of_its_base(tmp_path: Path) -> 
         save_exported(network, tmp_path / "out", origin=Origin(license="mit"))
         for folder, library in (("out", "transformers"), ("out/adapter", "peft")):
             card = ModelCard.load(tmp_path / folder / "README.md")
-            assert (card.data.library_name, card.data.license, card.data.base_model) == (library, "mit", base)
+            data = card.data.to_dict()
+            assert (data["library_name"], data["license"], data.get("base_model")) == (library, "mit", base)
             assert str(tmp_path) not in card.content
 
 
