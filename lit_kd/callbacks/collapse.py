@@ -7,9 +7,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lit_kd.callbacks.network_probe import NetworkProbe, Stage, even_share, gather_rows, image_and_label
+from lit_kd.callbacks.network_probe import NetworkProbe, Stage, even_share, gather_rows
 from lit_kd.callbacks.word_maps import WordMaps, own_levels
 from lit_kd.checks import check_whole
+from lit_kd.datamodules.batch import unpack
 from lit_kd.losses.collapse import effective_rank, feature_spread, mean_pairwise_cosine
 
 
@@ -79,7 +80,7 @@ class CollapseMonitor(NetworkProbe):
     def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: Stage) -> None:
         """Keep features, count words."""
         limit, taken = -(-self.max_samples // trainer.world_size), sum(map(len, self._features))
-        image = even_share(image_and_label(batch)[0], trainer.num_val_batches[0], limit, taken)
+        image = even_share(unpack(batch)[0], trainer.num_val_batches[0], limit, taken)
         if not len(image):
             return
         self._features.append(self.features(trainer, image))

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lit_kd.callbacks.network_probe import NetworkProbe, Stage, gather_rows, image_and_label
+from lit_kd.callbacks.network_probe import NetworkProbe, Stage, gather_rows
 from lit_kd.checks import check_list, check_whole
+from lit_kd.datamodules.batch import unpack
 
 
 def few_shot_accuracy(
@@ -119,7 +120,7 @@ class FewShotEpisodes(NetworkProbe):
 
     def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: Stage) -> None:
         """Keep the features."""
-        image, label = image_and_label(batch)
+        image, label, _ = unpack(batch)
         index = batch["index"] if isinstance(batch, dict) and "index" in batch else torch.zeros_like(label)
         self._seen.append((self.features(trainer, image), label, index))
 

@@ -13,10 +13,10 @@ from lit_kd.callbacks.network_probe import (
     Stage,
     class_count,
     gather_rows,
-    image_and_label,
     training_set,
 )
 from lit_kd.checks import check_choice, check_positive, check_whole, check_whole_or_none
+from lit_kd.datamodules.batch import unpack
 
 
 def weighted_knn(
@@ -134,7 +134,7 @@ class KNNProbe(NetworkProbe):
         device = trainer.strategy.root_device
         features, labels = [], []
         for batch in training_set(trainer, pl_module):
-            image, label = image_and_label(batch)
+            image, label, _ = unpack(batch)
             features.append(F.normalize(self.features(trainer, image), dim=1).to(self.dtype)[label >= 0])
             labels.append(label[label >= 0])
         if not features:
@@ -152,7 +152,7 @@ class KNNProbe(NetworkProbe):
         """Let the neighbours vote."""
         if self._bank is None or not len(self._bank[0]):
             return
-        image, label = image_and_label(batch)
+        image, label, _ = unpack(batch)
         queries = F.normalize(self.features(trainer, image), dim=1).to(self.dtype)
         votes = _votes(*self._bank, queries, self.k, self.temperature, self._classes, self.chunk)
         self._counts.update(votes.argmax(1), label)

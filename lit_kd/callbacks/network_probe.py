@@ -153,16 +153,6 @@ def find_attribute(pl_module: LightningModule, path: str, kind: type | tuple[typ
     return found
 
 
-def image_and_label(batch: Any) -> tuple[Tensor, Tensor]:
-    """Image and label of a batch: our dictionaries, or the (image, label) pairs of other data modules."""
-    if isinstance(batch, dict):
-        missing = sorted({"image", "label"} - batch.keys())
-        if missing:
-            raise ValueError(f"The batch has no {missing[0]!r}, which a probe reads: its keys are {sorted(batch)}.")
-        return batch["image"], batch["label"]
-    return batch[0], batch[1]
-
-
 def class_count(given: int | None, trainer: Trainer, pl_module: LightningModule) -> int:
     """The number of classes: as given, else what the module or the data module say; never counted from labels.
 

@@ -9,8 +9,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from lit_kd.callbacks.network_probe import Counts, NetworkProbe, Stage, class_count, image_and_label
+from lit_kd.callbacks.network_probe import Counts, NetworkProbe, Stage, class_count
 from lit_kd.checks import check_whole_or_none
+from lit_kd.datamodules.batch import unpack
 
 
 class OnlineLinearProbe(NetworkProbe):
@@ -103,7 +104,7 @@ class OnlineLinearProbe(NetworkProbe):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take the features before the module changes."""
-        image, label = image_and_label(batch)
+        image, label, _ = unpack(batch)
         features = self.features(trainer, image)
         if self.head is None:
             self.head = self._build(features)
@@ -149,7 +150,7 @@ class OnlineLinearProbe(NetworkProbe):
         """Count."""
         if self.head is None and not self._saved:
             return
-        image, label = image_and_label(batch)
+        image, label, _ = unpack(batch)
         features = self.features(trainer, image)
         if self.head is None:
             self.head = self._build(features)

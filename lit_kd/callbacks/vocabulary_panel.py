@@ -10,9 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from lit_kd.callbacks.network_probe import NetworkProbe, Stage, even_share, image_and_label
+from lit_kd.callbacks.network_probe import NetworkProbe, Stage, even_share
 from lit_kd.callbacks.word_maps import WordMaps
 from lit_kd.checks import check_whole
+from lit_kd.datamodules.batch import unpack
 from lit_kd.files import replacing
 
 
@@ -68,7 +69,7 @@ class VocabularyPanel(NetworkProbe):
         """Keep some images."""
         batches = trainer.num_val_batches if stage == "val" else trainer.num_test_batches
         taken = sum(map(len, self._images))
-        self._images.append(even_share(image_and_label(batch)[0], batches[0], self.max_samples, taken))
+        self._images.append(even_share(unpack(batch)[0], batches[0], self.max_samples, taken))
 
     # Picture
 
