@@ -140,6 +140,14 @@ font-family="DejaVu Sans, Helvetica, Arial, sans-serif" fill="#212121">
         self.elements.append(f'<text x="{x:g}" y="{y:g}" {look}>{text}</text>')
 
 
+def between_data_and_loss(p: Picture, *networks: Area) -> None:
+    """Arrows from the row above into each network, and from each to the row below."""
+    for box in networks:
+        x = box.at("top")[0]
+        p.arrow((x, 82), (x, 122))
+        p.arrow((x, 154), (x, 194))
+
+
 def mcmi() -> Picture:
     """A teacher, its fine-tuning, a student."""
     p = Picture("mcmi", 920, 300)
@@ -167,10 +175,7 @@ def mcmi() -> Picture:
     student = p.box(785, 122, "student", "trained", 115)
     loss = p.box(650, 194, "an objective:\nKD, DKD, CRD, ...", "loss", 250)
     p.arrow(teacher.at("right", -6), frozen.at("left", -6), label="weights")
-    for box in (frozen, student):
-        x = box.at("top")[0]
-        p.arrow((x, 82), (x, 122))
-        p.arrow((x, 154), (x, 194))
+    between_data_and_loss(p, frozen, student)
     return p
 
 
@@ -190,10 +195,7 @@ def defensive() -> Picture:
     student = p.box(395, 122, "student", "trained", 105)
     p.box(270, 194, "CE(softmax(z_teacher / T),\nsoftmax(z_student / T))", "loss", 230)
     p.arrow(teacher.at("right"), frozen.at("left"), label="weights")
-    for box in (frozen, student):
-        x = box.at("top")[0]
-        p.arrow((x, 82), (x, 122))
-        p.arrow((x, 154), (x, 194))
+    between_data_and_loss(p, frozen, student)
 
     p.title(560, 30, "3  used and attacked at T = 1")
     used = p.box(560, 122, "student", "frozen", 90)
